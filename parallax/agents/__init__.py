@@ -1,0 +1,1 @@
+"""Who works: agents are started, watched, spoken to and ended here."""

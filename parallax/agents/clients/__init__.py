@@ -1,0 +1,1 @@
+"""How a running agent is spoken to: one module per protocol."""

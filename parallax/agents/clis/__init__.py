@@ -1,0 +1,1 @@
+"""One small pure module per CLI: how it is launched, its dialect, its quirks."""

@@ -1,0 +1,88 @@
+"""Settings: from the environment (PARALLAX_*), then from `.env` in the current directory, then the defaults here.
+
+`app` reads them once. A setting that a person writes in milliseconds (PARALLAX_AGENT_TIMEOUT) ends in `_ms` here.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from parallax.errors import ConfigurationError
+
+
+def _default_data_dir() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "parallax"
+
+
+class Settings(BaseSettings):
+    """Everything that an installation decides. `.env.example` lists and explains each one."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PARALLAX_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+    )
+
+    data_dir: Path = Field(default_factory=_default_data_dir)
+    workspaces_dir: Path | None = None
+    patterns_dir: Path = Path("patterns")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    api_url: str | None = None
+    execution_engine: bool = True
+    sandbox: Literal["require", "auto", "off"] = "auto"
+    agent_timeout_ms: int = Field(default=30_000, ge=100, validation_alias="PARALLAX_AGENT_TIMEOUT")
+    agent_silence_ms: int = Field(default=600_000, ge=200)
+    agent_retries: int = Field(default=2, ge=0, le=20)
+    max_agents: int | None = Field(default=None, ge=1)
+    max_executions: int = Field(default=100, ge=1)
+    agent_script: Path | None = None
+    scripted_ledger: Path | None = None
+    failpoints: str = ""
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+
+    # The model providers' own names: a key that works in the user's shell works here. Only the gateway reads them.
+    anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
+    anthropic_base_url: str = Field(default="https://api.anthropic.com", validation_alias="ANTHROPIC_BASE_URL")
+    openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
+    openai_base_url: str = Field(default="https://api.openai.com/v1", validation_alias="OPENAI_BASE_URL")
+
+    @field_validator("data_dir", "workspaces_dir", "patterns_dir", "agent_script", "scripted_ledger")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @cached_property
+    def workspaces(self) -> Path:
+        """Where workspaces and mirrors live."""
+        return self.workspaces_dir or self.data_dir / "workspaces"
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.data_dir / "parallax.db"
+
+    @property
+    def homes(self) -> Path:
+        """Private homes of agents, outside world-writable directories."""
+        return self.data_dir / "homes"
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the settings; a bad value becomes one sentence that names the variable."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        variable = name if name.isupper() else f"PARALLAX_{name.upper()}"
+        raise ConfigurationError(f"{variable}: {first['msg']} (got {first['input']!r}); see .env.example") from None

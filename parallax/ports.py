@@ -1,0 +1,194 @@
+"""Every seam of the house on one page (but `Host`, in prism, and the event log, in events).
+
+An AgentRuntime gives a process with byte streams wherever it runs; an AgentCLI knows one program's dialect and does no
+I/O; an AgentClient joins the two and speaks; a registry knows who is there. `app` chooses the adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from parallax.models import Agent, LaunchSpec, Progress, Question, Task, TaskResult
+from parallax.redaction import Secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDoor:
+    """The agent's only road to a model: the gateway's base URL for one session, and the token that opens it there.
+
+    `url` holds no secret; the token is worth nothing elsewhere. `url + "/model/anthropic"` and `url + "/model/openai"`
+    are what a CLI gets as its base URL.
+    """
+
+    url: str
+    token: Secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSession:
+    """What an agent needs to start: who it is, where it lives and works, what it may do.
+
+    `home` is private to the agent, kept between turns, never under a world-writable directory. `cli_session` is the
+    CLI's own session id, when one is to be resumed. `door` None means that the CLI uses its own login.
+    """
+
+    agent_id: str
+    execution: str
+    role: str
+    type: str
+    home: Path
+    tree: Path
+    preset: str = "standard"
+    model: str | None = None
+    cli_session: str | None = None
+    door: ModelDoor | None = None
+    env: Mapping[str, str] | None = None
+
+
+class AgentProcess(Protocol):
+    """A running process with separate byte streams."""
+
+    @property
+    def handle(self) -> Mapping[str, str]:
+        """What finds the process again: `pid`, and what else the runtime needs."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it to standard input; raises AgentCrashed when the process is gone."""
+        ...
+
+    async def close_input(self) -> None:
+        """Close standard input: the polite way to say that nothing more will come."""
+        ...
+
+    async def read_out(self, n: int) -> bytes:
+        """At most n bytes of standard output; empty at its end."""
+        ...
+
+    async def read_err(self, n: int) -> bytes:
+        """At most n bytes of standard error; empty at its end."""
+        ...
+
+    async def wait(self) -> int:
+        """The exit code; negative for a signal."""
+        ...
+
+    async def stop(self, grace_s: float) -> int:
+        """Close input, wait, SIGTERM to the whole group, wait, SIGKILL to the whole group. Returns the exit code."""
+        ...
+
+
+class AgentRuntime(Protocol):
+    """A place where agent processes run."""
+
+    name: str
+
+    async def start(self, spec: LaunchSpec) -> AgentProcess:
+        """Start the process; raises AgentUnavailable when its program is missing."""
+        ...
+
+    async def sweep(self) -> int:
+        """End every process that a former life of this server left behind; returns how many."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quirks:
+    """What is peculiar to a CLI. Each field has one reader in a client or in the supervisor."""
+
+    protocol: str = "acp"  # acp, stream_json or text
+    one_turn_per_process: bool = False  # headless CLIs: each turn is a process of its own
+    resume: str = "none"  # none, load or resume: how ACP continues a session
+    mode: str | None = None  # the ACP session mode to set after session/new
+    end_turn_hides_limit: bool = False  # a rate limit can look like a normal end of turn
+    exits_on_eof: bool = True
+
+
+class AgentCLI(Protocol):
+    """The dialect of one CLI. Pure: no I/O, so every line of it is tested with recorded lines."""
+
+    type: str
+    quirks: Quirks
+
+    def launch(self, session: AgentSession, program: str) -> LaunchSpec:
+        """How to start it (for one-turn CLIs: without the prompt)."""
+        ...
+
+    def files(self, session: AgentSession) -> Mapping[str, str]:
+        """Configuration files to write into the agent's home before it starts: relative path -> text."""
+        ...
+
+    def prompt(self, task: Task) -> tuple[tuple[str, ...], bytes]:
+        """For headless CLIs: further arguments and the bytes for standard input."""
+        ...
+
+    def read(self, line: bytes) -> Progress | TaskResult | None:
+        """Read one line of a headless CLI's output. A TaskResult ends the turn; the client fills in its ids."""
+        ...
+
+
+class AgentClient(Protocol):
+    """How a running agent is spoken to."""
+
+    async def open(self) -> str | None:
+        """Start and greet; returns the CLI's session id. Raises AgentUnavailable, LoginNeeded, ProtocolViolation."""
+        ...
+
+    def turn(self, task: Task) -> AsyncIterator[Progress | Question | TaskResult]:
+        """One turn. Yields what it shows and asks; the last item is the TaskResult. At most one turn at a time.
+
+        Raises AgentCrashed, ProtocolViolation, ProviderLimited, LoginNeeded. A Question must be answered by `answer`
+        before the agent goes on; iterating further meanwhile is allowed.
+        """
+        ...
+
+    async def answer(self, question_id: str, answer: str) -> None:
+        """Answer a question that `turn` yielded: an option's id, or text."""
+        ...
+
+    async def cancel(self) -> None:
+        """Ask the agent to end the running turn."""
+        ...
+
+    async def close(self) -> None:
+        """End the agent and leave no process behind."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether another turn can be asked of it."""
+        ...
+
+    def last_heard_s(self) -> float:
+        """Seconds since it last showed a sign of life: output, or processor time used by its process tree."""
+        ...
+
+    @property
+    def pid(self) -> int | None:
+        """The process, for people who look."""
+        ...
+
+
+class AgentRegistry(Protocol):
+    """Who is known."""
+
+    async def register(self, agent: Agent, ttl_s: float | None = None) -> None:
+        """Add or replace; without ttl it stays until removed."""
+        ...
+
+    async def remove(self, agent_id: str) -> None:
+        """Forget it; unknown ids are no error."""
+        ...
+
+    async def get(self, agent_id: str) -> Agent | None:
+        """One agent, or None."""
+        ...
+
+    async def find(
+        self, capabilities: frozenset[str] = frozenset(), labels: Mapping[str, str] | None = None
+    ) -> list[Agent]:
+        """All that have every capability and label."""
+        ...

@@ -1,0 +1,1 @@
+"""Where agents work: git workspaces, checks, integration."""
