@@ -1,0 +1,3 @@
+"""What is kept: one schema, one writer, many readers."""
+
+from parallax.storage.store import Store as Store

@@ -1,0 +1,133 @@
+"""The schema, described once in SQLAlchemy Core. `store` builds every statement from it.
+
+JSON columns hold text that `store` encodes: the journal's bytes are ours to hash. Times are unix seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    text,
+)
+
+SCHEMA_VERSION: Final = "0001"
+
+metadata = MetaData()
+
+meta = Table("meta", metadata, Column("key", Text, primary_key=True), Column("value", Text, nullable=False))
+
+bundles = Table(
+    "bundles",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("bundle", Text, nullable=False),
+)
+
+executions = Table(
+    "executions",
+    metadata,
+    Column("id", Text, CheckConstraint("id <> ''"), primary_key=True),
+    Column("pattern", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("hash", Text, ForeignKey("bundles.hash"), nullable=False),
+    Column("input", Text, nullable=False),
+    Column("repo", Text),
+    Column("base", Text),
+    Column("base_branch", Text),
+    Column("state", Text, nullable=False),
+    Column("reason", Text),
+    Column("attempt", Integer, nullable=False, server_default="1"),
+    Column("epoch", Integer, nullable=False, server_default="0"),
+    Column("recoveries", Integer, nullable=False, server_default="0"),
+    Column("parent", Text),
+    Column("deadline_s", Float),
+    Column("options", Text, nullable=False, server_default="{}"),
+    Column("result", Text),
+    Column("confidence", Float),
+    Column("usage", Text),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    Index("executions_state", "state"),
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("execution", Text, CheckConstraint("execution <> ''"), nullable=False),
+    Column("seq", Integer, nullable=False),
+    Column("step_key", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("input_hash", Text),
+    Column("body", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    PrimaryKeyConstraint("execution", "seq"),
+    # A step's result is recorded once, whoever tries: this index is the promise.
+    Index(
+        "journal_one_result",
+        "execution",
+        "step_key",
+        unique=True,
+        sqlite_where=text("kind IN ('result', 'join')"),
+        postgresql_where=text("kind IN ('result', 'join')"),
+    ),
+    sqlite_with_rowid=False,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("execution", Text, nullable=False),
+    Column("seq", Integer, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("step_key", Text),
+    Column("agent_id", Text),
+    Column("data", Text, nullable=False),
+    PrimaryKeyConstraint("execution", "seq"),
+    sqlite_with_rowid=False,
+)
+
+questions = Table(
+    "questions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("execution", Text, nullable=False),
+    Column("step_key", Text, nullable=False),
+    Column("asker", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("topic", Text),
+    Column("options", Text, nullable=False),
+    Column("default", Text),
+    Column("deadline_at", Float),
+    Column("depth", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("answer", Text),
+    Column("answered_by", Text),
+    Column("asked_at", Float, nullable=False),
+    Index("questions_state", "state"),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("body_hash", Text, nullable=False),
+    Column("execution", Text, nullable=False),
+    Column("at", Float, nullable=False),
+)
