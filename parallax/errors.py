@@ -28,6 +28,7 @@ ParallaxError                 .retryable decides whether another attempt makes s
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 
@@ -178,3 +179,11 @@ class MergeConflict(GitError):
 
 class Cancelled(ParallaxError):
     """A person or a parent ended the work."""
+
+
+def leaf(error: BaseException) -> BaseException:
+    """The one cause inside a task group's exception group: groups are how tasks end together, not what went wrong."""
+    while isinstance(error, BaseExceptionGroup):
+        named = [e for e in error.exceptions if not isinstance(e, asyncio.CancelledError)]
+        error = (named or error.exceptions)[0]
+    return error

@@ -1,0 +1,1 @@
+"""The data plane: executions run here, and here results are believed or not."""

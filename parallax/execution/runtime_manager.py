@@ -1,0 +1,43 @@
+"""RuntimeManager: the pool of PrismRuntimes. At most so many executions run at once; waiters get their turn in order.
+
+Compiled programs are cached by the hash of their bundle: a resumed or repeated execution compiles nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from parallax import prism
+
+CACHED_PROGRAMS: Final = 256
+
+
+class RuntimeManager:
+    """Hands out PrismRuntimes."""
+
+    def __init__(self, limit: int) -> None:
+        self._places = asyncio.Semaphore(limit)  # asyncio's semaphore wakes its waiters in order
+        self._programs: OrderedDict[str, prism.Program] = OrderedDict()
+
+    def program(self, path: str, bundle: Mapping[str, str], bundle_hash: str) -> prism.Program:
+        """The compiled program of a pinned bundle."""
+        if (known := self._programs.get(bundle_hash)) is not None:
+            self._programs.move_to_end(bundle_hash)
+            return known
+        program = prism.compile(bundle[path], path=path, bundle=bundle)
+        self._programs[bundle_hash] = program
+        while len(self._programs) > CACHED_PROGRAMS:
+            self._programs.popitem(last=False)
+        return program
+
+    @asynccontextmanager
+    async def acquire(
+        self, program: prism.Program, host: prism.Host, names: Mapping[str, Any]
+    ) -> AsyncIterator[prism.PrismRuntime]:
+        """A runtime for one execution; waits for a free place."""
+        async with self._places:
+            yield prism.PrismRuntime(program, host, globals=dict(names), limits=prism.Limits.hosted())
