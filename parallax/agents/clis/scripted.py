@@ -1,0 +1,39 @@
+"""The scripted agent of `agents/scripted_agent.py`, for demos and tests: no account, no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from parallax.agents import scripted_agent
+from parallax.agents.clis.base import AcpDialect, base_env
+from parallax.models import LaunchSpec
+from parallax.ports import AgentSession, Quirks
+
+AGENT = Path(scripted_agent.__file__)
+
+
+class ScriptedCLI(AcpDialect):
+    """Every agent of one server reads the same script, by its role; `ledger` is where it counts its turns."""
+
+    type = "scripted"
+    quirks = Quirks(resume="load")
+
+    def __init__(self, script: Path, ledger: Path | None = None) -> None:
+        self.script = script
+        self.ledger = ledger
+
+    def launch(self, session: AgentSession, program: str) -> LaunchSpec:
+        """`program` is a Python. The agent is run as a file: importing the package would cost start time for nothing.
+
+        -P keeps the agent's directory off Python's path: a `json.py` in the user's repository is not the agent's.
+        """
+        ledger = {} if self.ledger is None else {"PARALLAX_LEDGER": str(self.ledger)}
+        return LaunchSpec(
+            argv=(program, "-P", str(AGENT), "--script", str(self.script)),
+            cwd=session.tree,
+            env=base_env(session, **ledger),
+            home=session.home,
+            readable=(AGENT, self.script),
+            network="none",
+            labels={"agent": session.agent_id},
+        )
