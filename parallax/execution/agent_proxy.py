@@ -1,0 +1,193 @@
+"""AgentProxy: which agent gets the turn, and the guards around it.
+
+One per execution. A role has slots, one per instance; a task takes a free one (the one it had before a restart, if it
+had one), starts another while the role's maximum allows, or waits in order. Around the turn stands the one retry layer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from parallax.agents.supervisor import AgentSupervisor, Ask
+from parallax.errors import AgentError, AgentUnavailable, ProviderLimited, UsageError
+from parallax.execution.journal import Journal
+from parallax.execution.resilience import RetryPolicy
+from parallax.models import Execution, OrgChart, Role, Task, TaskResult
+from parallax.ports import AgentSession
+
+TypeProblem = Callable[[str], str | None]
+Reset = Callable[[], Awaitable[None]]
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A place in a role for one agent, held by one step at a time."""
+
+    role: Role
+    number: int
+    agent_id: str
+    type: str
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class AgentProxy:
+    """Chooses and calls the agents of one execution."""
+
+    def __init__(
+        self,
+        *,
+        execution: Execution,
+        journal: Journal,
+        supervisor: AgentSupervisor,
+        type_problem: TypeProblem,
+        default_types: tuple[str, ...],
+        places: asyncio.Semaphore,
+        homes: Path,
+        retry: RetryPolicy,
+    ) -> None:
+        self._execution = execution
+        self._journal = journal
+        self._supervisor = supervisor
+        self._type_problem = type_problem
+        self._default_types = default_types
+        self._places = places
+        self._homes = homes
+        self._retry = retry
+        self._slots: dict[str, list[Slot]] = {}
+        self._free: dict[str, set[int]] = {}
+        self._changed = asyncio.Condition()
+
+    # -- choosing --------------------------------------------------------------------------------------------------
+
+    def type_of(self, role: Role) -> str:
+        """The agent type for a role: the user's `--agent`, else the first of the role's types that is ready.
+
+        Raises AgentUnavailable with the reason of the first type.
+        """
+        options = self._execution.options or {}
+        wanted = options.get("agents", {}).get(role.name) or options.get("agent")
+        types = (wanted,) if wanted else role.agent_types or self._default_types
+        problems = []
+        for type_ in types:
+            if (problem := self._type_problem(type_)) is None:
+                return type_
+            problems.append(problem)
+        raise AgentUnavailable(f"no agent for role '{role.name}': {problems[0]}")
+
+    def slots(self, role: str) -> list[Slot]:
+        """The slots that a role has so far."""
+        return list(self._slots.get(role, ()))
+
+    @asynccontextmanager
+    async def hold(self, role: Role, *, number: int | None = None) -> AsyncIterator[Slot]:
+        """Hold a free slot of the role (the named one, if given); waits for one, in order."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._available(role, number) is not None)
+            chosen = self._available(role, number)
+            assert chosen is not None
+            slot = self._take(role, chosen)
+        try:
+            yield slot
+        finally:
+            async with self._changed:
+                self._free[role.name].add(slot.number)
+                self._changed.notify_all()
+
+    def _available(self, role: Role, number: int | None) -> int | None:
+        slots = self._slots.setdefault(role.name, [])
+        free = self._free.setdefault(role.name, set())
+        if number is not None:
+            return number if number in free or number > len(slots) else None
+        if free:
+            return min(free)
+        return len(slots) + 1 if len(slots) < max(1, role.instances[1]) else None
+
+    def _take(self, role: Role, number: int) -> Slot:
+        slots = self._slots[role.name]
+        while len(slots) < number:
+            place = len(slots) + 1
+            slots.append(Slot(role, place, f"{self._execution.id}.{role.name}.{place}", self.type_of(role)))
+            self._free[role.name].add(place)
+        self._free[role.name].discard(number)
+        return slots[number - 1]
+
+    # -- calling ---------------------------------------------------------------------------------------------------
+
+    async def call(self, slot: Slot, task: Task, tree: Path, ask: Ask, *, preset: str, reset: Reset) -> TaskResult:
+        """One turn, tried again where that makes sense; `reset` puts the workspace back before another try.
+
+        Raises AgentError when it was tried often enough.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                async with self._places, slot.turn:
+                    return await self._turn(slot, task, tree, ask, preset)
+            except AgentError as error:
+                wait_s = self._retry.wait_s(error, attempt)
+                if wait_s is None:
+                    raise
+                await self._tell_retry(slot, task, error, attempt, wait_s)
+                await asyncio.sleep(wait_s)
+                await reset()
+
+    async def consult(self, slot: Slot, task: Task, tree: Path, ask: Ask, *, preset: str) -> TaskResult:
+        """A short turn within somebody else's, such as a colleague's question: it takes no place of its own."""
+        async with slot.turn:
+            return await self._turn(slot, task, tree, ask, preset)
+
+    async def _turn(self, slot: Slot, task: Task, tree: Path, ask: Ask, preset: str) -> TaskResult:
+        session = AgentSession(
+            agent_id=slot.agent_id,
+            execution=self._execution.id,
+            role=slot.role.name,
+            type=slot.type,
+            home=self._homes / self._execution.id / f"{slot.role.name}.{slot.number}",
+            tree=tree,
+            preset=preset,
+            model=(self._execution.options or {}).get("model"),
+        )
+        await self._supervisor.ensure(session, number=slot.number)
+        return await self._supervisor.turn(slot.agent_id, task, ask)
+
+    async def _tell_retry(self, slot: Slot, task: Task, error: AgentError, attempt: int, wait_s: float) -> None:
+        event = self._journal.event
+        told = [
+            event(
+                "step.retrying",
+                step_key=task.step_key,
+                agent_id=slot.agent_id,
+                attempt=attempt + 1,
+                critique=str(error),
+                next_s=round(wait_s, 2),
+            )
+        ]
+        if isinstance(error, ProviderLimited):
+            told.append(event("agent.parked", agent_id=slot.agent_id, until=error.resets_at, cause=str(error)))
+        await self._journal.tell(*told)
+
+
+def role_of(chart: OrgChart, target: object) -> tuple[Role, int | None]:
+    """The role that `assign`'s target names: a role, an agent (`engineer.2`), or a selector with a role or type."""
+    match target:
+        case str() if target in chart.roles:
+            return chart.roles[target], None
+        case str() if (parts := target.split("."))[-1].isdigit() and parts[-2:-1] and parts[-2] in chart.roles:
+            return chart.roles[parts[-2]], int(parts[-1])
+        case {"role": str() as name} if name in chart.roles:
+            return chart.roles[name], None
+        case {"capabilities": list() as wanted}:
+            for role in chart.roles.values():
+                if set(wanted) <= set(role.capabilities):
+                    return role, None
+        case str() if not chart.roles:
+            return Role(name=target), None  # a script without `org`: every name is a role of its own
+        case _:
+            pass
+    known = ", ".join(chart.roles) or "none"
+    raise UsageError(f"no role fits {target!r} (roles: {known})")

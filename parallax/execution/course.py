@@ -1,0 +1,53 @@
+"""Course: everything that the steps of one execution share. Built by `engine`, read by `host` and `steps`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+from parallax.execution.agent_proxy import AgentProxy
+from parallax.execution.budget import Meter
+from parallax.execution.journal import Journal
+from parallax.execution.questions import QuestionDesk
+from parallax.models import Execution, Json, OrgChart, Role, StepResult
+from parallax.workspaces.checks import CheckRunner
+from parallax.workspaces.integration import Integration
+from parallax.workspaces.profile import Profile
+from parallax.workspaces.service import Repository, WorkspaceService, branch_name
+
+STEP_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}")
+
+
+@dataclass(slots=True, kw_only=True)
+class Course:
+    """One execution under way."""
+
+    execution: Execution
+    journal: Journal
+    proxy: AgentProxy
+    desk: QuestionDesk
+    meter: Meter
+    workspaces: WorkspaceService
+    integration: Integration
+    checks: CheckRunner
+    repo: Repository | None
+    profile: Profile
+    chart: OrgChart = field(default_factory=OrgChart)
+    steps: dict[str, StepResult] = field(default_factory=dict)
+    tasks: dict[str, str] = field(default_factory=dict)
+    merged: dict[str, str] = field(default_factory=dict)  # step key -> commit, in the order of merging
+
+    def branch(self, role: Role, key: str) -> str:
+        """The branch that a step's work is kept on."""
+        return branch_name(self.execution.id, role.name, key, has_id=STEP_ID.fullmatch(key) is not None)
+
+    async def head(self) -> str:
+        """The head of the result branch; the base where nothing was merged yet."""
+        assert self.repo is not None
+        return await self.integration.head(self.repo, self.execution.id)
+
+    def step_behind(self, ref: Json) -> StepResult | None:
+        """The step that made a value, if one did."""
+        key = ref.get("step") if isinstance(ref, dict) else None
+        return self.steps.get(key) if key else None

@@ -1,0 +1,684 @@
+"""How one piece of work is done: a turn, a commit, evidence, a decision; again, or up, or accepted and merged.
+
+`host` calls `StepRunner` for `assign` and `fanout` candidates, for `review` and `approve`, and for the answers that
+agents give one another. The loop below is the only one in the house that retries, reworks and escalates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import jsonschema
+import orjson
+
+from parallax.agents.clients.report import read_report
+from parallax.agents.supervisor import Ask
+from parallax.errors import AgentStalled, MergeConflict, StepFailed, UsageError
+from parallax.execution import prompts
+from parallax.execution.agent_proxy import Slot, role_of
+from parallax.execution.course import Course
+from parallax.execution.questions import by_preset, new_question_id, routed_to
+from parallax.execution.verification import (
+    Oracles,
+    Verdict,
+    critique,
+    decide,
+    judge,
+    oracles_of,
+    summary,
+)
+from parallax.failpoints import fp
+from parallax.models import (
+    Action,
+    Evidence,
+    Json,
+    Policy,
+    Question,
+    Role,
+    Source,
+    StepResult,
+    Task,
+    TaskResult,
+    Usage,
+    Workspace,
+)
+
+TURN_S: Final = 7200.0
+CONFLICT_ROUNDS: Final = 2
+SUBJECT_CHARS: Final = 6000
+CAPS: Final = {"approve": 1.0, "revise": 0.6, "reject": 0.3}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reviewed:
+    """A reviewer's verdict; the confidence is that the subject is good."""
+
+    verdict: str
+    feedback: str
+    confidence: float
+    by: str
+    usage: Usage
+
+    @property
+    def approved(self) -> bool:
+        """Only `approve` approves."""
+        return self.verdict == "approve"
+
+    def evidence(self, role: str) -> Evidence:
+        """The review as evidence of the work."""
+        return Evidence(
+            oracle=f"review by {role}", passed=self.approved, score=self.confidence, detail=first_line(self.feedback)
+        )
+
+
+@dataclass(slots=True)
+class _Work:
+    """The state of one piece of work while it is done."""
+
+    key: str
+    role: Role
+    text: str
+    options: dict[str, Any]
+    oracles: Oracles
+    policy: Policy | None
+    attempt: int
+    place: Workspace | None
+    snapshot: str | None
+    commit: str | None = None
+    result: TaskResult | None = None
+    checked: tuple[Evidence, ...] = ()
+    reviewed: Reviewed | None = None
+    reviews: int = 0
+    turns: int = 0
+    usage: Usage = field(default_factory=Usage)
+    by: str = ""
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        if self.reviewed is None:
+            return self.checked
+        return (*self.checked, self.reviewed.evidence(self.options["review"]["role"]))
+
+    @property
+    def verdict(self) -> Verdict:
+        return judge(self.evidence, self.result.reported if self.result else None)
+
+
+def first_line(text: str, limit: int = 100) -> str:
+    """The first line of a text, cut."""
+    line = next((part.strip() for part in text.splitlines() if part.strip()), "")
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+class StepRunner:
+    """Does the steps of one execution."""
+
+    def __init__(self, course: Course) -> None:
+        self._course = course
+
+    # -- work --------------------------------------------------------------------------------------------------------
+
+    async def work(
+        self, key: str, role: Role, number: int | None, request: Json, asked_hash: str, *, word: str, merge: bool
+    ) -> StepResult:
+        """One task for one agent, until it is accepted. Raises StepFailed, AgentError, BudgetExhausted."""
+        course = self._course
+        before = course.journal.intent(key)
+        number = before["number"] if before else number
+        async with course.proxy.hold(role, number=number) as slot:
+            work = await self._begin(key, slot, request, asked_hash, before, word)
+            await self._until_accepted(work, slot)
+            step = self._step(work, slot)
+            if merge and step.commit is not None:
+                step = await self._merge(work, slot, step)
+            fp("snapshot_done_before_result")
+            return step
+
+    async def _begin(self, key: str, slot: Slot, request: Json, asked_hash: str, before: Json, word: str) -> _Work:
+        course, role, options = self._course, slot.role, request["options"]
+        place = await self._open(slot, kind="agent")
+        snapshot = None
+        if place is not None:
+            # A step in flight at a crash begins again where it began; a fresh one begins at the head of the result,
+            # unless this agent has accepted work that waits for its join.
+            snapshot = before["snapshot"] if before else await self._start_of(place, slot)
+            place = await self._reset(place, snapshot)
+        given = oracles_of(options.get("verify") if "verify" in options else role.verify)
+        needs_policy = bool(given) or options.get("schema") is not None
+        work = _Work(
+            key=key,
+            role=role,
+            text=request["task"],
+            options=options,
+            oracles=given,
+            policy=role.policy or (Policy() if needs_policy else None),
+            attempt=0,
+            place=place,
+            snapshot=snapshot,
+            by=slot.agent_id,
+        )
+        course.tasks[key] = work.text
+        journal = course.journal
+        fp("intent.before_commit")
+        work.attempt = await journal.write(
+            "intent",
+            key,
+            {
+                "effect": word,
+                "request": request,
+                "task_id": f"{course.execution.id}/{key}",
+                "agent": slot.agent_id,
+                "number": slot.number,
+                "snapshot": snapshot,
+            },
+            asked_hash=asked_hash,
+            events=[
+                journal.event(
+                    "agent.chosen",
+                    step_key=key,
+                    agent_id=slot.agent_id,
+                    role=role.name,
+                    type=slot.type,
+                    reason="the one it had before the restart" if before else "the first free of its role",
+                ),
+                journal.event(
+                    "step.started",
+                    step_key=key,
+                    agent_id=slot.agent_id,
+                    word=word,
+                    role=role.name,
+                    task=first_line(work.text),
+                    attempt=journal.attempts(key) + 1,
+                    agent=slot.agent_id,
+                ),
+            ],
+        )
+        fp("intent.committed_before_spawn")
+        return work
+
+    async def _until_accepted(self, work: _Work, slot: Slot) -> None:
+        """The one loop: turn, evidence, decision."""
+        policy = work.policy or Policy()
+        prompt, rework = self._assignment(work), 0
+        while True:
+            await self._turn(work, slot, prompt)
+            await self._verify(work)
+            action = decide(work.verdict, work.policy, rounds_left=policy.max_rounds - rework)
+            if action is Action.RETRY:
+                rework += 1
+                found = critique(work.evidence, work.result.message if work.result else "")
+                prompt = prompts.rework(found, rework, policy.max_rounds)
+                await self._tell_retry(work, slot, found)
+                continue
+            if action is Action.ESCALATE:
+                break
+            feedback = await self._reviewed(work)
+            if feedback is None:
+                break
+            prompt = prompts.rework(feedback, work.reviews, work.options["review"].get("maxRounds", 2))
+            await self._tell_retry(work, slot, feedback)
+        if decide(work.verdict, work.policy, rounds_left=0) is Action.ESCALATE:
+            await self._escalate(work)
+
+    async def _escalate(self, work: _Work) -> None:
+        """The lead takes the task over in a copy of its own, once; then it stands or falls."""
+        course = self._course
+        lead = course.chart.roles.get(work.role.reports_to or "")
+        found = critique(work.evidence, work.result.message if work.result else "")
+        if lead is not None and work.place is not None:
+            await course.journal.tell(
+                course.journal.event("step.escalated", step_key=work.key, to=lead.name, cause=first_line(found))
+            )
+            async with course.proxy.hold(lead) as slot:
+                place = await self._open(slot, kind="agent")
+                assert place is not None
+                start = work.commit or work.snapshot
+                assert start is not None
+                work.place = await self._reset(place, start)
+                work.by, work.snapshot = slot.agent_id, start
+                await self._turn(work, slot, prompts.takeover(lead, course.chart, work.text, work.role.name, found))
+                await self._verify(work)
+        if decide(work.verdict, work.policy, rounds_left=0) is Action.ESCALATE:
+            told = summary(work.evidence) or f"confidence {work.verdict.confidence:.2f}"
+            raise StepFailed(f"'{work.key}' was not accepted after {work.turns} turns: {told}")
+
+    # -- one turn ----------------------------------------------------------------------------------------------------
+
+    def _assignment(self, work: _Work) -> str:
+        given = work.options.get("input")
+        return prompts.assignment(
+            work.role,
+            self._course.chart,
+            work.text,
+            input_value=given["value"] if isinstance(given, dict) and "step" in given else given,
+            schema=work.options.get("schema"),
+            checks=work.oracles.names,
+            writes=work.place is not None and work.role.preset != "readonly",
+        )
+
+    async def _turn(self, work: _Work, slot: Slot, prompt: str) -> None:
+        course = self._course
+        course.meter.reserve()
+        work.turns += 1
+        task = Task(
+            id=f"{course.execution.id}/{work.key}/{work.attempt}",
+            execution=course.execution.id,
+            step_key=work.key,
+            attempt=work.attempt,
+            role=work.role.name,
+            text=prompt,
+            schema=work.options.get("schema"),
+            timeout_s=_seconds(work.options.get("timeout")) or work.role.timeout_s or TURN_S,
+        )
+        back_to = work.commit or work.snapshot
+
+        async def reset() -> None:
+            if work.place is not None and back_to is not None:
+                work.place = await self._reset(work.place, back_to)
+
+        result = await course.proxy.call(
+            slot, task, self._tree(slot, work.place), self.asking(slot, task), preset=slot.role.preset, reset=reset
+        )
+        course.meter.settle(result.usage)
+        work.result, work.usage = result, work.usage + result.usage
+        fp("agent_exited_before_snapshot")
+        await self._commit(work, slot)
+
+    async def _commit(self, work: _Work, slot: Slot) -> None:
+        course = self._course
+        if work.place is None or work.result is None:
+            return
+        made = await course.workspaces.commit(
+            work.place,
+            message=f"{first_line(work.text, 72)}\n\n{work.result.message[:2000]}".strip(),
+            author=work.role.name,
+            branch=course.branch(work.role, work.key),
+            trailers={
+                "Parallax-Execution": course.execution.id,
+                "Parallax-Step": work.key,
+                "Parallax-Agent": slot.agent_id,
+            },
+        )
+        if made is not None:
+            work.commit = made.sha
+            work.place = replace(work.place, head=made.sha)
+
+    async def _verify(self, work: _Work) -> None:
+        """Collect evidence of the work as it stands now; earlier reviews were of earlier work."""
+        course, found = self._course, list[Evidence]()
+        work.reviewed = None
+        if (schema := work.options.get("schema")) is not None:
+            found.append(schema_evidence(work.result.value if work.result else None, schema))
+        if work.oracles and all(entry.passed for entry in found):
+            event = course.journal.event(
+                "step.verifying", step_key=work.key, agent_id=work.by, oracles=work.oracles.names
+            )
+            await course.journal.tell(event)
+            found += await self.check(work.oracles, work.commit or work.snapshot)
+        work.checked = tuple(found)
+        if found:
+            await self.tell_evidence(work.key, work.by, found)
+
+    async def check(self, oracles: Oracles, commit: str | None) -> list[Evidence]:
+        """Run the checks on a clean checkout of the commit, one after the other."""
+        course = self._course
+        if course.repo is None or commit is None:
+            return [
+                Evidence(oracle=name, passed=None, score=None, detail="there is no repository to check")
+                for name in oracles.names
+            ]
+        return [
+            await course.checks.run(
+                course.repo, commit, check if isinstance(check, str) else list(check), profile=course.profile
+            )
+            for check in oracles.checks
+        ]
+
+    async def tell_evidence(self, key: str, agent_id: str | None, found: Sequence[Evidence]) -> None:
+        """Each piece of evidence is one event."""
+        event = self._course.journal.event
+        await self._course.journal.tell(
+            *(
+                event(
+                    "evidence.recorded",
+                    step_key=key,
+                    agent_id=agent_id,
+                    oracle=e.oracle,
+                    passed=e.passed,
+                    score=e.score,
+                    detail=e.detail,
+                    duration_s=round(e.duration_s, 3),
+                )
+                for e in found
+            )
+        )
+
+    async def _tell_retry(self, work: _Work, slot: Slot, found: str) -> None:
+        event = self._course.journal.event
+        await self._course.journal.tell(
+            event(
+                "step.retrying",
+                step_key=work.key,
+                agent_id=slot.agent_id,
+                attempt=work.turns + 1,
+                critique=found[:2000],
+                next_s=0,
+            )
+        )
+
+    # -- the result --------------------------------------------------------------------------------------------------
+
+    def _step(self, work: _Work, slot: Slot) -> StepResult:
+        assert work.result is not None
+        value = work.result.value
+        if work.reviews:
+            judged = {"rounds": work.reviews, "approved": bool(work.reviewed and work.reviewed.approved)}
+            value = value | judged if isinstance(value, dict) else {"report": value} | judged
+        verdict = work.verdict
+        return StepResult(
+            value=value,
+            confidence=verdict.confidence,
+            source=verdict.source,
+            action=decide(verdict, work.policy, rounds_left=0),
+            evidence=work.evidence,
+            commit=work.commit,
+            branch=self._course.branch(work.role, work.key) if work.commit else None,
+            role=work.role.name,
+            agent_id=work.by or slot.agent_id,
+            attempts=work.turns,
+            usage=work.usage,
+            reported=work.result.reported,
+        )
+
+    async def merge_later(self, key: str, step: StepResult) -> StepResult:
+        """At a join: merge accepted work of a branch; a conflict goes back to its owner."""
+        course = self._course
+        try:
+            return await self._merged(key, step, course.tasks.get(key, key))
+        except MergeConflict:
+            role, number = role_of(course.chart, f"{step.role}.{(step.agent_id or '.1').rpartition('.')[2]}")
+            async with course.proxy.hold(role, number=number) as slot:
+                place = await self._open(slot, kind="agent")
+                assert place is not None
+                assert step.commit is not None
+                place = await self._reset(place, step.commit)
+                work = self._reopened(key, role, step, place)
+                return await self._merge(work, slot, step)
+
+    def _reopened(self, key: str, role: Role, step: StepResult, place: Workspace) -> _Work:
+        intent = self._course.journal.intent(key) or {"request": {"task": key, "options": {}}}
+        options = dict(intent["request"]["options"])
+        options.pop("schema", None)  # what comes back is a merge, not the report that the schema is of
+        oracles = oracles_of(options.get("verify") if "verify" in options else role.verify)
+        return _Work(
+            key=key, role=role, text=intent["request"]["task"], options=options, oracles=oracles,
+            policy=role.policy or Policy(), attempt=self._course.journal.attempts(key), place=place,
+            snapshot=step.commit, commit=step.commit, by=step.agent_id or "",
+        )  # fmt: skip
+
+    async def _merge(self, work: _Work, slot: Slot, step: StepResult) -> StepResult:
+        """Merge into the result branch; on conflict the owner reconciles, at most twice, and is checked again."""
+        course = self._course
+        for round_ in range(1, CONFLICT_ROUNDS + 2):
+            try:
+                return await self._merged(work.key, step, work.text)
+            except MergeConflict as conflict:
+                await course.journal.tell(
+                    course.journal.event(
+                        "workspace.conflict",
+                        step_key=work.key,
+                        agent_id=slot.agent_id,
+                        branch=step.branch,
+                        files=list(conflict.files),
+                        round=round_,
+                    )
+                )
+                if round_ > CONFLICT_ROUNDS:
+                    files = ", ".join(conflict.files)
+                    raise StepFailed(
+                        f"'{work.key}' is done and kept on {step.branch}, but could not be merged with the work before "
+                        f"it (conflicts in {files})"
+                    ) from conflict
+                step = await self._reconcile(work, slot, step)
+        raise AssertionError("unreachable")
+
+    async def _reconcile(self, work: _Work, slot: Slot, step: StepResult) -> StepResult:
+        course = self._course
+        assert work.place is not None
+        merging = await course.workspaces.merge_into(work.place, await course.head())
+        others = "\n".join(f"- {course.tasks.get(key, key)}" for key in course.merged)
+        await self._turn(work, slot, prompts.conflict(merging.conflicts, work.text, others))
+        await self._verify(work)
+        if (
+            work.verdict.source is Source.EVIDENCE
+            and decide(work.verdict, work.policy, rounds_left=0) is Action.ESCALATE
+        ):
+            raise StepFailed(f"'{work.key}' no longer passes after the merge: {summary(work.evidence)}")
+        return replace(
+            step, commit=work.commit, confidence=min(step.confidence, work.verdict.confidence) if work.checked else
+            step.confidence, evidence=work.checked or step.evidence, attempts=step.attempts + 1,
+            usage=step.usage + work.usage,
+        )  # fmt: skip
+
+    async def _merged(self, key: str, step: StepResult, text: str) -> StepResult:
+        course = self._course
+        assert course.repo is not None
+        assert step.commit is not None
+        merged = await course.integration.merge(
+            course.repo,
+            course.execution.id,
+            step.commit,
+            message=f"Merge {key}: {first_line(text, 60)}",
+            trailers={"Parallax-Execution": course.execution.id, "Parallax-Step": key},
+        )
+        course.merged[key] = step.commit
+        await course.journal.tell(
+            course.journal.event(
+                "workspace.merged",
+                step_key=key,
+                agent_id=step.agent_id,
+                branch=step.branch,
+                commit=merged.sha,
+                files=merged.files,
+                into=f"parallax/{course.execution.id}/result",
+            )
+        )
+        return step
+
+    # -- reviews -----------------------------------------------------------------------------------------------------
+
+    async def _reviewed(self, work: _Work) -> str | None:
+        """Hold one review if the step asks for it; returns the feedback when the work goes back, else None."""
+        wanted = work.options.get("review")
+        if wanted is None:
+            return None
+        limit = wanted.get("maxRounds", 2)
+        if work.reviews >= limit:
+            return None
+        work.reviews += 1
+        role, _ = role_of(self._course.chart, wanted["role"])
+        key = f"{work.key}/{wanted.get('id', 'review')}/{work.reviews}"
+        reported = work.result.message if work.result else ""
+        reviewed = await self.review(
+            key, role, subject=reported, commit=work.commit or work.snapshot, since=work.snapshot,
+            task=work.text, evidence=summary(work.checked), final=False,
+        )  # fmt: skip
+        work.reviewed, work.usage = reviewed, work.usage + reviewed.usage
+        await self.tell_evidence(work.key, reviewed.by, [reviewed.evidence(role.name)])
+        if reviewed.approved or work.reviews >= limit:
+            return None
+        return f"{role.name} reviewed it ({reviewed.verdict}):\n{reviewed.feedback}"
+
+    async def review(
+        self, key: str, role: Role, *, subject: str, commit: str | None, since: str | None, task: str | None,
+        evidence: str, final: bool,
+    ) -> Reviewed:  # fmt: skip
+        """One review by one agent of the role, on a read-only copy of the work."""
+        course = self._course
+        course.meter.reserve()
+        changes = ""
+        if course.repo is not None and commit is not None:
+            changes = await course.workspaces.diff(
+                course.repo.mirror, since or course.repo.base_commit, commit, stat=True
+            )
+        text = prompts.review(
+            role,
+            course.chart,
+            subject=subject[:SUBJECT_CHARS],
+            task=task,
+            changes=changes,
+            evidence=evidence,
+            final=final,
+        )
+        journal = course.journal
+        async with course.proxy.hold(role) as slot:
+            place = await self._open(slot, kind="readonly")
+            if place is not None and commit is not None:
+                place = await self._reset(place, commit)
+            attempt = journal.attempts(key.partition("/")[0]) or 1
+            task_ = Task(
+                id=f"{course.execution.id}/{key}/{attempt}", execution=course.execution.id, step_key=key,
+                attempt=attempt, role=role.name, text=text, timeout_s=role.timeout_s or TURN_S,
+            )  # fmt: skip
+            await journal.tell(
+                journal.event(
+                    "step.started",
+                    step_key=key,
+                    agent_id=slot.agent_id,
+                    word="review",
+                    role=role.name,
+                    task=f"review: {first_line(task or subject)}",
+                    attempt=attempt,
+                    agent=slot.agent_id,
+                )
+            )
+            result = await course.proxy.call(
+                slot, task_, self._tree(slot, place), self.asking(slot, task_), preset="readonly", reset=_nothing
+            )
+            course.meter.settle(result.usage)
+        reviewed = read_review(result, slot.agent_id)
+        await journal.tell(
+            journal.event(
+                "step.finished",
+                step_key=key,
+                agent_id=slot.agent_id,
+                word="review",
+                role=role.name,
+                action=reviewed.verdict,
+                confidence=reviewed.confidence,
+                source=Source.REPORTED,
+                commit=None,
+                detail=first_line(reviewed.feedback),
+                attempts=1,
+            )
+        )
+        return reviewed
+
+    # -- questions ---------------------------------------------------------------------------------------------------
+
+    def asking(self, slot: Slot, task: Task) -> Ask:
+        """How a turn's questions are answered: by the preset, by colleagues up the org chart, by a person."""
+
+        async def ask(question: Question) -> str:
+            if question.kind == "permission" and (chosen := by_preset(question, slot.role.preset)) is not None:
+                return chosen
+            asked = replace(
+                question, id=new_question_id(), execution=task.execution, step_key=task.step_key, asker=slot.agent_id
+            )
+            return (await self.ask(asked, slot.role.name, self._course.tasks.get(task.step_key))).answer
+
+        return ask
+
+    async def ask(self, question: Question, asker_role: str, about: str | None) -> Any:
+        """Route a question through the team, then to a person."""
+        course = self._course
+        colleagues = [
+            (name, partial(self._consult, course.chart.roles[name], about))
+            for name in routed_to(question, asker_role, course.chart)
+        ]
+        return await course.desk.ask(question, course.journal, colleagues)
+
+    async def _consult(self, role: Role, about: str | None, question: Question) -> str:
+        course = self._course
+        try:
+            async with asyncio.timeout(course.chart.escalation.timeout_s), course.proxy.hold(role) as slot:
+                place = await self._open(slot, kind="agent")
+                task = Task(
+                    id=f"{question.execution}/{question.step_key}/{question.id}", execution=question.execution,
+                    step_key=question.step_key, attempt=1, role=role.name, text=prompts.question(question, about),
+                )  # fmt: skip
+                result = await course.proxy.consult(
+                    slot, task, self._tree(slot, place), self.asking(slot, task), preset="readonly"
+                )
+                course.meter.settle(result.usage)
+                if place is not None:
+                    await self._reset(place, place.head)  # an answer changes nothing
+        except TimeoutError as error:
+            raise AgentStalled(f"{role.name} did not answer {question.id} in time") from error
+        return str(result.value if isinstance(result.value, str) else result.message)
+
+    # -- workspaces --------------------------------------------------------------------------------------------------
+
+    async def _open(self, slot: Slot, *, kind: str) -> Workspace | None:
+        course = self._course
+        if course.repo is None or slot.role.workspace == "none":
+            return None
+        return await course.workspaces.create(
+            course.execution.id, slot.role.name, slot.number, course.repo, kind=kind, base_commit=await course.head()
+        )
+
+    async def _start_of(self, place: Workspace, slot: Slot) -> str:
+        course = self._course
+        waiting = {
+            step.commit
+            for key, step in course.steps.items()
+            if key not in course.merged and step.agent_id == slot.agent_id
+        }
+        return place.head if place.head in waiting else await course.head()
+
+    async def _reset(self, place: Workspace, commit: str) -> Workspace:
+        await self._course.workspaces.restore(place, commit)
+        return replace(place, head=commit)
+
+    def _tree(self, slot: Slot, place: Workspace | None) -> Path:
+        if place is not None:
+            return place.tree
+        course = self._course
+        return course.workspaces.scratch(course.execution.id, slot.role.name, slot.number)
+
+
+async def _nothing() -> None:
+    """Nothing to put back."""
+
+
+def _seconds(milliseconds: Json) -> float | None:
+    return milliseconds / 1000 if isinstance(milliseconds, int | float) else None
+
+
+def read_review(result: TaskResult, by: str) -> Reviewed:
+    """The last VERDICT of the reviewer's words; without one the work is not approved. Confidence is capped by it."""
+    value, reported, verdict = read_report(result.message, None)
+    verdict = verdict or "revise"
+    stated = reported if reported is not None else {"approve": 0.9, "revise": 0.6, "reject": 0.3}[verdict]
+    feedback = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return Reviewed(
+        verdict=verdict, feedback=feedback, confidence=min(stated, CAPS[verdict]), by=by, usage=result.usage
+    )
+
+
+def schema_evidence(value: Json, schema: Json) -> Evidence:
+    """Whether a report satisfies its JSON Schema."""
+    try:
+        validator = jsonschema.Draft202012Validator(schema)
+        wrong = sorted(validator.iter_errors(value), key=lambda e: list(map(str, e.absolute_path)))
+    except jsonschema.exceptions.SchemaError as error:
+        raise UsageError(f"the schema of the report is no JSON Schema: {error.message}") from error
+    if not wrong:
+        return Evidence(oracle="schema", passed=True, score=1.0, detail="the report fits its schema")
+    place = "/".join(str(part) for part in wrong[0].absolute_path) or "the report"
+    return Evidence(oracle="schema", passed=False, score=0.0, detail=f"{place}: {wrong[0].message}"[:300])

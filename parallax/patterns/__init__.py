@@ -1,0 +1,1 @@
+"""Pattern Engine: finds, reads, checks and compiles patterns. Every format becomes Prism."""
