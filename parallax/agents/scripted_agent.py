@@ -199,6 +199,8 @@ class Wire:
                 reply_to.put(message)
         if self.children and os.getpgrp() == os.getpid():
             os.killpg(os.getpid(), signal.SIGKILL)  # a command runs: it, its children and ourselves at one blow
+        for pid in list(self.children):
+            os.kill(pid, signal.SIGKILL)
         os._exit(0)
 
     def raw(self, data: bytes) -> None:

@@ -69,6 +69,12 @@ class Pulse:
         """Something came."""
         self._last = time.monotonic()
 
+    def begin(self, process: object) -> None:
+        """A turn begins: what was before it does not count."""
+        self._last = self._looked = time.monotonic()
+        if isinstance(process, _HasCpu):
+            self._cpu_s = process.cpu_s()
+
     def silent_s(self, process: object) -> float:
         """Seconds since the last sign; looks at the processor time at most twice a second."""
         now = time.monotonic()
@@ -294,6 +300,7 @@ class AcpClient:
         if not self.alive:
             raise self._unfit or await self._death("before its turn")
         turn = self._turn = _Turn(task)
+        self._pulse.begin(self._process)
         prompt = asyncio.create_task(self._prompt(task), name=f"turn of {self._session.agent_id}")
         prompt.add_done_callback(lambda _: turn.wake())
         try:
@@ -307,7 +314,7 @@ class AcpClient:
                     await turn.filled()
             if turn.failure is not None:
                 raise turn.failure
-            yield self._result(turn, await prompt)
+            result = self._result(turn, await prompt)
         finally:
             self._turn = None
             self._withdraw_questions()
@@ -316,6 +323,7 @@ class AcpClient:
                 self._unfit = self._unfit or turn.failure or AgentError("The agent's last turn was abandoned")
                 prompt.cancel()
             await asyncio.gather(prompt, return_exceptions=True)
+        yield result  # after the turn is over: a reader that stops here leaves nothing open
 
     async def _prompt(self, task: Task) -> PromptResponse:
         assert self._connection is not None

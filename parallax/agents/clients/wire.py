@@ -108,9 +108,12 @@ class FrameTransport:
                 message = self._frame(self._ready.popleft())
                 if message is None:
                     continue
-                if message.get("method") != "session/update":
+                if "id" in message:
                     return message
-                await self._on_update((message.get("params") or {}).get("update") or {})
+                # Of the notifications only updates mean something to us; the package would log the unknown ones.
+                update = (message.get("params") or {}).get("update")
+                if message["method"] == "session/update" and isinstance(update, dict):
+                    await self._on_update(update)
             chunk = await self._process.read_out(CHUNK)
             if not chunk:
                 self._last_words.add(self._lines.rest()[-200:])

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, cast
 
 import psutil
 
@@ -29,37 +29,72 @@ from parallax.models import LaunchSpec, Limits
 
 MARK: Final = "PARALLAX_OWNER"
 AGENT_MEMORY_B: Final = 600_000_000  # what an idle coding CLI needs, seen on six of them: 250 to 550 MB
-CPU_CACHE_S: Final = 0.5
+STREAM_BUFFER_B: Final = 65_536
+HELD_PIPE_S: Final = 0.5  # how long output is waited for after the exit, where a descendant holds the pipe
+
+
+class _Pipes(asyncio.subprocess.SubprocessStreamProtocol):
+    """The streams, and an exit that does not wait for them.
+
+    asyncio's own `Process.wait` returns only when all pipes are closed, and a pipe stays open as long as any descendant
+    holds it: an agent that left a daemon behind would seem to live on. Its output ends with it, too, once it is read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(limit=STREAM_BUFFER_B, loop=asyncio.get_running_loop())
+        self.exited = asyncio.Event()
+        self._transport_: asyncio.SubprocessTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._transport_ = cast(asyncio.SubprocessTransport, transport)
+
+    def process_exited(self) -> None:
+        super().process_exited()
+        self.exited.set()
+        asyncio.get_running_loop().call_later(HELD_PIPE_S, self._end_streams)
+
+    def _end_streams(self) -> None:
+        assert self._transport_ is not None
+        for descriptor in (1, 2):
+            pipe = cast(asyncio.ReadTransport | None, self._transport_.get_pipe_transport(descriptor))
+            if pipe is None or pipe.is_closing():
+                continue
+            if pipe.is_reading():
+                pipe.close()
+            else:  # its reader is behind: what lies in the pipe is still to be read
+                asyncio.get_running_loop().call_later(HELD_PIPE_S, self._end_streams)
 
 
 class LocalProcess:
     """A process of this host with its whole tree."""
 
-    def __init__(self, process: asyncio.subprocess.Process, mark: str) -> None:
-        self._process = process
+    def __init__(self, transport: asyncio.SubprocessTransport, pipes: _Pipes, mark: str) -> None:
+        self._transport = transport
+        self._pipes = pipes
+        self._pid = transport.get_pid()
         self._mark = mark
         self._stopping = asyncio.Lock()
         self._cpu_s = 0.0
-        self._cpu_at = 0.0
 
     @property
     def handle(self) -> Mapping[str, str]:
         """What finds the process again."""
-        return {"pid": str(self._process.pid), "mark": self._mark}
+        return {"pid": str(self._pid), "mark": self._mark}
 
     async def write(self, data: bytes) -> None:
         """Write all of it; raises AgentCrashed when nobody reads any more."""
-        stdin = self._process.stdin
+        stdin = self._pipes.stdin
         assert stdin is not None
         try:
             stdin.write(data)
             await stdin.drain()
         except (BrokenPipeError, ConnectionResetError, RuntimeError):
-            raise AgentCrashed(f"the agent's process {self._process.pid} no longer reads its input") from None
+            raise AgentCrashed(f"the agent's process {self._pid} no longer reads its input") from None
 
     async def close_input(self) -> None:
         """Close standard input."""
-        stdin = self._process.stdin
+        stdin = self._pipes.stdin
         assert stdin is not None
         stdin.close()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -67,17 +102,20 @@ class LocalProcess:
 
     async def read_out(self, n: int) -> bytes:
         """At most n bytes of standard output."""
-        assert self._process.stdout is not None
-        return await self._process.stdout.read(n)
+        assert self._pipes.stdout is not None
+        return await self._pipes.stdout.read(n)
 
     async def read_err(self, n: int) -> bytes:
         """At most n bytes of standard error."""
-        assert self._process.stderr is not None
-        return await self._process.stderr.read(n)
+        assert self._pipes.stderr is not None
+        return await self._pipes.stderr.read(n)
 
     async def wait(self) -> int:
         """The exit code."""
-        return await self._process.wait()
+        await self._pipes.exited.wait()
+        code = self._transport.get_returncode()
+        assert code is not None
+        return code
 
     async def stop(self, grace_s: float) -> int:
         """Close input, SIGTERM to the group, SIGKILL to the group and to all that carries the mark: within `grace_s`.
@@ -85,31 +123,28 @@ class LocalProcess:
         The first 60 % of the grace belong to closing the input: nearly every agent leaves on that.
         """
         async with self._stopping:
-            tree = _tree(self._process.pid)
+            tree = _tree(self._pid)
             try:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(grace_s * 0.6):
                         await self.close_input()
-                        await self._process.wait()
-                if self._process.returncode is None:
-                    _signal_group(self._process.pid, signal.SIGTERM)
+                        await self._pipes.exited.wait()
+                if not self._pipes.exited.is_set():
+                    _signal_group(self._pid, signal.SIGTERM)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(grace_s * 0.4):
-                            await self._process.wait()
+                            await self._pipes.exited.wait()
             finally:  # whoever cancels us wants a quicker end, not a survivor
-                _signal_group(self._process.pid, signal.SIGKILL)
-            code = await self._process.wait()
+                _signal_group(self._pid, signal.SIGKILL)
+            code = await self.wait()
             await asyncio.to_thread(_end, lambda: _still(tree) + _marked(lambda mark: mark == self._mark))
-            # The pipes may be held open by nobody, or by a process that escaped: asyncio closes them only by this road.
-            self._process._transport.close()  # type: ignore[attr-defined]
+            self._transport.close()
             return code
 
     def cpu_s(self) -> float:
-        """Processor time that the process and its living descendants have used: a sign of life. Cached for a moment."""
-        now = time.monotonic()
-        if now - self._cpu_at >= CPU_CACHE_S and self._process.returncode is None:
-            self._cpu_at = now
-            self._cpu_s = sum(map(_cpu_of, _tree(self._process.pid)))
+        """Processor time that the process and its living descendants have used: a sign of life."""
+        if not self._pipes.exited.is_set():
+            self._cpu_s = sum(map(_cpu_of, _tree(self._pid)))
         return self._cpu_s
 
 
@@ -136,7 +171,8 @@ class LocalRuntime:
                 "install it or correct the agent's command"
             )
         try:
-            process = await asyncio.create_subprocess_exec(
+            transport, pipes = await asyncio.get_running_loop().subprocess_exec(
+                _Pipes,
                 program,
                 *spec.argv[1:],
                 stdin=asyncio.subprocess.PIPE,
@@ -149,8 +185,8 @@ class LocalRuntime:
         except OSError as error:
             what = f"its directory {spec.cwd}" if not spec.cwd.is_dir() else f"'{program}'"
             raise AgentUnavailable(f"The agent would not start, {what}: {error.strerror or error}") from None
-        _limit(process.pid, spec.limits)
-        return LocalProcess(process, mark)
+        _limit(transport.get_pid(), spec.limits)
+        return LocalProcess(transport, pipes, mark)
 
     async def sweep(self) -> int:
         """End what a former life of this owner left behind. Our own agents are spared."""
