@@ -159,6 +159,27 @@ def _write_durably(path: Path, content: str) -> None:
     new.replace(path)
 
 
+def copy_into(tree: Path, roots: list[Path | None], source: str, target: str) -> bool:
+    """Copy a file that the profile lists into a tree, from the first root that has it.
+
+    Tree and source may be an agent's work: neither a link in the way of the source nor one in the way of the target
+    leads out of its root.
+    """
+    place = tree / target
+    for root in roots:
+        if root is None:
+            continue
+        path = root / source
+        if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
+            continue
+        if not place.parent.resolve().is_relative_to(tree.resolve()) or place.is_symlink() or place.is_dir():
+            return False
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+        return True
+    return False
+
+
 def ensure_tree(tree: Path) -> None:
     """The agent's folder is a folder, even if the agent removed or replaced it."""
     if tree.is_symlink() or (tree.exists() and not tree.is_dir()):

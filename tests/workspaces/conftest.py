@@ -153,7 +153,10 @@ class PlainProcess:
         return await self._process.stderr.read(n)
 
     async def wait(self) -> int:
-        return await self._process.wait()
+        # asyncio's own wait() also waits for the pipes, which a grandchild may hold open.
+        while self._process.returncode is None:
+            await asyncio.sleep(0.005)
+        return self._process.returncode
 
     async def stop(self, grace_s: float) -> int:
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -162,10 +165,10 @@ class PlainProcess:
             except ProcessLookupError:
                 break
             try:
-                return await asyncio.wait_for(self._process.wait(), grace_s)
+                await asyncio.wait_for(self._process.wait(), grace_s)
             except TimeoutError:
                 continue
-        return await self._process.wait()
+        return await self.wait()
 
 
 class PlainRuntime:

@@ -1,0 +1,320 @@
+"""Named checks of the profile, run by Parallax itself on a clean checkout: the evidence that outranks every claim.
+
+`passed` is True or False only where the check really ran. A program that is missing, a set-up that failed: None, which
+is no pass. Verdicts are kept by tree, command and environment, so the same files are not tested twice. The processes
+run in the same kind of runtime as the agents, without network; called by verification and by `parallax init`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import time
+from asyncio import to_thread
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from parallax import documents
+from parallax.errors import AgentUnavailable, NotFoundError
+from parallax.models import Evidence, LaunchSpec, hash12
+from parallax.ports import AgentProcess, AgentRuntime
+from parallax.workspaces import layout
+from parallax.workspaces import profile as profiles
+from parallax.workspaces.detection import detect
+from parallax.workspaces.git import Locks
+from parallax.workspaces.profile import Check, Command, Profile
+from parallax.workspaces.repository import Repository
+from parallax.workspaces.service import WorkspaceService
+
+_Read: TypeAlias = Callable[[int], Awaitable[bytes]]
+
+CHECK_TIMEOUT_S: Final = 120.0
+SETUP_TIMEOUT_S: Final = 1800.0
+LOG_B: Final = 8 * 1024
+_TAIL_B: Final = 64 * 1024
+_GRACE_S: Final = 2.0
+_KEPT: Final = 1000
+_COULD_NOT_RUN: Final = frozenset({126, 127})  # the shell's words for: not executable, not found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ran:
+    """How a command ended. `code` None: its time ran out; `missing` says why it could not start."""
+
+    code: int | None
+    output: bytes
+    duration_s: float
+    missing: str | None = None
+
+
+class CheckRunner:
+    """Runs checks, at most `limit` at once."""
+
+    def __init__(self, service: WorkspaceService, runtime: AgentRuntime, *, limit: int = 2) -> None:
+        self._service = service
+        self._runtime = runtime
+        self._limit = asyncio.Semaphore(limit)
+        self._locks = Locks()
+        self._verdicts: OrderedDict[str, Evidence] = OrderedDict()
+        self._profiles: dict[tuple[Path, str], tuple[Profile, bool]] = {}
+
+    async def profile(self, repo: Repository) -> tuple[Profile, bool]:
+        """The profile in the base commit, and whether it is written there; else a guess from what lies there."""
+        key = (repo.mirror, repo.base_commit)
+        if key not in self._profiles:
+            text = await self._service.read_file(repo.mirror, repo.base_commit, profiles.FILE)
+            if text is not None:
+                found = (profiles.load(text), True)
+            else:
+                async with self._service.checkout(repo, repo.base_commit) as tree:
+                    found = (await to_thread(detect, tree), False)
+            self._profiles[key] = found
+        return self._profiles[key]
+
+    async def run(
+        self,
+        repo: Repository,
+        commit: str,
+        check: str | Sequence[str],
+        *,
+        profile: Profile,
+        timeout_s: float | None = None,
+    ) -> Evidence:
+        """Run a named check, or an argument list as it is, on a clean checkout of the commit."""
+        name, wanted = _wanted(check, profile)
+        environment = _environment(profile)
+        tree = await self._service.git.run("rev-parse", f"{commit}^{{tree}}", git_dir=repo.mirror)
+        key = json.dumps([tree, wanted.model_dump(mode="json"), environment, profile.setup, profile.copy_files])
+        async with self._locks.hold(key):
+            if key in self._verdicts:
+                self._verdicts.move_to_end(key)
+                return replace(self._verdicts[key], oracle=name)
+            async with self._limit, self._service.checkout(repo, commit) as path:
+                limit_s = timeout_s or wanted.timeout or CHECK_TIMEOUT_S
+                evidence, final = await self._check(repo, path, name, wanted, profile, limit_s)
+            if final:
+                self._verdicts[key] = evidence
+                if len(self._verdicts) > _KEPT:
+                    self._verdicts.popitem(last=False)
+        return evidence
+
+    async def run_all(
+        self, repo: Repository, commit: str, checks: Sequence[str], *, profile: Profile, timeout_s: float | None = None
+    ) -> list[Evidence]:
+        """Several checks one after another on one checkout, which is set up once."""
+        async with self._service.checkout(repo, commit):
+            return [await self.run(repo, commit, name, profile=profile, timeout_s=timeout_s) for name in checks]
+
+    async def try_out(self, root: Path, profile: Profile) -> list[Evidence]:
+        """For `parallax init`: the set-up commands and all checks, once, on a clean checkout of HEAD."""
+        repo = await self._service.open_repository(str(root))
+        async with self._service.checkout(repo, repo.base_commit) as path:
+            done = list(await self._set_up(repo, path, profile))
+            return done + await self.run_all(repo, repo.base_commit, list(profile.checks), profile=profile)
+
+    async def _check(
+        self, repo: Repository, path: Path, name: str, check: Check, profile: Profile, timeout_s: float
+    ) -> tuple[Evidence, bool]:
+        """The evidence, and whether it will be the same the next time."""
+        set_up = await self._set_up(repo, path, profile)
+        if failed := next((e for e in set_up if not e.passed), None):
+            detail = f"could not run: {failed.oracle} failed ({failed.detail})"
+            return Evidence(oracle=name, passed=None, score=None, detail=detail, log=failed.log), False
+        ran = await self._execute(repo, path, check.run, profile, "none", timeout_s)
+        evidence = _judge(name, check, ran, timeout_s)
+        return evidence, evidence.passed is not None and ran.code is not None
+
+    async def _set_up(self, repo: Repository, path: Path, profile: Profile) -> list[Evidence]:
+        """Copy the listed files and run the set-up commands, once per checkout; the record lies beside the tree."""
+        record = path.parent / f"setup-{hash12(profile.model_dump_json())}.json"
+        async with self._locks.hold(str(record)):
+            if await to_thread(record.exists):
+                return [Evidence(**entry) for entry in json.loads(await to_thread(record.read_bytes))]
+            for source, target in profile.copies():
+                await to_thread(layout.copy_into, path, [path, repo.local], source, target)
+            done = []
+            for command in profile.setup:
+                name = f"setup: {command if isinstance(command, str) else ' '.join(command)}"
+                ran = await self._execute(repo, path, command, profile, profile.network, SETUP_TIMEOUT_S)
+                done.append(_judge(name, Check(run=command), ran, SETUP_TIMEOUT_S))
+                if not done[-1].passed:
+                    break
+            await to_thread(record.write_text, json.dumps([asdict(e) for e in done]))
+        return done
+
+    async def _execute(
+        self, repo: Repository, path: Path, command: Command, profile: Profile, network: str, timeout_s: float
+    ) -> _Ran:
+        home = path.parent / "home"
+        spec = LaunchSpec(
+            argv=("sh", "-c", command) if isinstance(command, str) else command,
+            cwd=path,
+            env={**_environment(profile), "HOME": str(home)},
+            home=home,
+            readable=(repo.objects,),
+            network=network,
+            labels={"kind": "check"},
+        )
+        begun = time.monotonic()
+        try:
+            process = await self._runtime.start(spec)
+        except AgentUnavailable as error:
+            return _Ran(code=None, output=b"", duration_s=0.0, missing=str(error))
+        code, output = await _watch(process, timeout_s)
+        return _Ran(code=code, output=output, duration_s=round(time.monotonic() - begun, 3))
+
+
+async def _watch(process: AgentProcess, timeout_s: float) -> tuple[int | None, bytes]:
+    """Read to the end or to the time limit; either way nothing of it is alive afterwards."""
+    tail = bytearray()
+    code: int | None = None
+    async with asyncio.TaskGroup() as group:
+        readers = [group.create_task(_drain(process.read_out, tail)), group.create_task(_drain(process.read_err, tail))]
+        try:
+            async with asyncio.timeout(timeout_s):
+                await process.close_input()
+                code = await process.wait()
+            # A child it left behind may hold the pipes open: its words are not waited for.
+            await asyncio.wait(readers, timeout=_GRACE_S)
+        except TimeoutError:
+            pass
+        finally:
+            await process.stop(_GRACE_S)
+            for reader in readers:
+                reader.cancel()
+    return code, bytes(tail)
+
+
+async def _drain(read: _Read, tail: bytearray) -> None:
+    while chunk := await read(65536):
+        tail += chunk
+        if len(tail) > _TAIL_B:
+            del tail[: len(tail) - _TAIL_B]
+
+
+def _wanted(check: str | Sequence[str], profile: Profile) -> tuple[str, Check]:
+    if not isinstance(check, str):
+        return " ".join(check), Check(run=tuple(check))
+    if check not in profile.checks:
+        hint = documents.did_you_mean(check, profile.checks) or f"it has {', '.join(profile.checks) or 'none'}"
+        raise NotFoundError(f"The profile has no check '{check}': {hint}")
+    return check, profile.checks[check]
+
+
+def _environment(profile: Profile) -> dict[str, str]:
+    base = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8", "CI": "1"}
+    return dict(profile.env) | base
+
+
+def _judge(name: str, check: Check, ran: _Ran, timeout_s: float) -> Evidence:
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", ran.output.decode("utf-8", "replace"))
+    log = text.encode()[-LOG_B:].decode("utf-8", "ignore") or None
+    shell = isinstance(check.run, str)
+    passed: bool | None = ran.code == 0
+    score: float | None = 1.0 if passed else 0.0
+    if ran.missing is not None or (shell and ran.code in _COULD_NOT_RUN):
+        last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+        passed, score, detail = None, None, f"could not run: {ran.missing or last.strip()[:200]}"
+    elif ran.code is None:
+        detail = f"timed out after {timeout_s:g} s"
+    else:
+        counts = _own_counts(check.score_pattern, text)
+        if counts and sum(counts):
+            score = counts[0] / sum(counts)
+        detail = _words(counts or counts_in(text), ran.code)
+    return Evidence(
+        oracle=name,
+        passed=passed,
+        score=score,
+        detail=detail,
+        exit_code=ran.code,
+        duration_s=ran.duration_s,
+        log=log,
+    )
+
+
+def _words(counts: tuple[int, int] | None, code: int) -> str:
+    if counts is None:
+        return "passed" if code == 0 else f"ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+    passed, failed = counts
+    words = f"{passed} passed, {failed} failed" if failed else f"{passed} passed"
+    return words if (code == 0) == (failed == 0) else f"{words}, exit code {code}"
+
+
+def _own_counts(pattern: str | None, text: str) -> tuple[int, int] | None:
+    """What the profile's own pattern finds, in the last line that matches. Long lines are no summary."""
+    if pattern is None:
+        return None
+    expression = re.compile(pattern)
+    for line in reversed(text.splitlines()):
+        if len(line) < 1000 and (match := expression.search(line)):
+            numbers = [match["passed"] or "0", match["failed"] or "0"]
+            if all(number.isdigit() for number in numbers):
+                return int(numbers[0]), int(numbers[1])
+    return None
+
+
+def counts_in(text: str) -> tuple[int, int] | None:
+    """How many tests passed and failed, where the output is that of a runner we know."""
+    lines = [line.strip() for line in text.splitlines() if len(line) < 1000]
+    for read in (_pytest, _unittest, _jest, _cargo, _tap, _go):
+        if counts := read(lines):
+            return counts
+    return None
+
+
+def _number(pattern: str, line: str) -> int:
+    return sum(int(found) for found in re.findall(pattern, line))
+
+
+def _pytest(lines: list[str]) -> tuple[int, int] | None:
+    for line in reversed(lines):
+        if re.search(r"\d+ (passed|failed|errors?)\b.* in \d+[.\d]*s", line):
+            return _number(r"(\d+) passed", line), _number(r"(\d+) (?:failed|errors?)\b", line)
+    return None
+
+
+def _unittest(lines: list[str]) -> tuple[int, int] | None:
+    ran = next((match for line in reversed(lines) if (match := re.fullmatch(r"Ran (\d+) tests? in .*", line))), None)
+    if ran is None:
+        return None
+    last = next((line for line in reversed(lines) if line.startswith(("FAILED", "OK"))), "")
+    failed = _number(r"(?:failures|errors|unexpected successes)=(\d+)", last)
+    skipped = _number(r"skipped=(\d+)", last)
+    return max(0, int(ran[1]) - failed - skipped), failed
+
+
+def _jest(lines: list[str]) -> tuple[int, int] | None:
+    for line in reversed(lines):
+        if re.match(r"Tests:? .*\d+ (passed|failed)", line):
+            return _number(r"(\d+) passed", line), _number(r"(\d+) failed", line)
+    return None
+
+
+def _cargo(lines: list[str]) -> tuple[int, int] | None:
+    found = [line for line in lines if line.startswith("test result:")]
+    return (_number(r"(\d+) passed", "\n".join(found)), _number(r"(\d+) failed", "\n".join(found))) if found else None
+
+
+def _tap(lines: list[str]) -> tuple[int, int] | None:
+    """Node's own test runner, and mocha."""
+    found = [line for line in lines if re.match(r"(# |ℹ )(pass|fail) \d+|\d+ (passing|failing)\b", line)]
+    both = "\n".join(found)
+    return (_tap_sum(both, "pass"), _tap_sum(both, "fail")) if found else None
+
+
+def _tap_sum(text: str, word: str) -> int:
+    return _number(rf"{word} (\d+)", text) + _number(rf"(\d+) {word}ing", text)
+
+
+def _go(lines: list[str]) -> tuple[int, int] | None:
+    """`go test`: single tests where it was verbose, else packages."""
+    single = [sum(line.startswith(f"--- {word}:") for line in lines) for word in ("PASS", "FAIL")]
+    packages = [sum(bool(re.match(rf"{word}\s+\S+\s+[\d.(]", line)) for line in lines) for word in ("ok", "FAIL")]
+    passed, failed = single if single[0] else packages
+    return (passed, failed) if passed or failed else None
