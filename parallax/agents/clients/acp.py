@@ -15,8 +15,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
-from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Final, TypeVar, cast
 
 from acp import PROTOCOL_VERSION, RequestError, connect_to_agent, text_block
 from acp.client.connection import ClientSideConnection
@@ -35,6 +34,7 @@ from pydantic import ValidationError
 
 from parallax._version import __version__
 from parallax.agents.clients import acp_shapes as shapes
+from parallax.agents.clients.common import GRACE_S, MESSAGE_LIMIT, START_S, HasMeta, Pulse, prepare_home
 from parallax.agents.clients.failures import failure, limit_in
 from parallax.agents.clients.report import read_report
 from parallax.agents.clients.wire import CHUNK, FrameTransport, Tail
@@ -42,48 +42,10 @@ from parallax.errors import AgentCrashed, AgentError, AgentStalled, ProtocolViol
 from parallax.models import Progress, Question, Task, TaskResult, Usage, new_id
 from parallax.ports import AgentCLI, AgentProcess, AgentRuntime, AgentSession
 
-START_S: Final = 60.0
-GRACE_S: Final = 10.0
 WAITING: Final = 1_000  # shown items that wait for the reader of a turn before the agent is read no further
 JOINED: Final = 8_192  # characters up to which streamed pieces of text are joined while they wait
-MESSAGE_LIMIT: Final = 1_048_576  # characters of a message that are kept: its end, where the report is
-LIVELY: Final = 0.05  # share of a processor that counts as work; an idle JavaScript program uses less
 
 T = TypeVar("T")
-
-
-@runtime_checkable
-class _HasCpu(Protocol):
-    def cpu_s(self) -> float: ...
-
-
-class Pulse:
-    """Remembers the last sign of life: output heard, or processor time used by the process tree."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._looked = self._last
-        self._cpu_s = 0.0
-
-    def heard(self) -> None:
-        """Something came."""
-        self._last = time.monotonic()
-
-    def begin(self, process: object) -> None:
-        """A turn begins: what was before it does not count."""
-        self._last = self._looked = time.monotonic()
-        if isinstance(process, _HasCpu):
-            self._cpu_s = process.cpu_s()
-
-    def silent_s(self, process: object) -> float:
-        """Seconds since the last sign; looks at the processor time at most twice a second."""
-        now = time.monotonic()
-        if isinstance(process, _HasCpu) and now - self._looked >= 0.5:
-            used = process.cpu_s()
-            if used - self._cpu_s >= LIVELY * (now - self._looked):
-                self._last = now
-            self._looked, self._cpu_s = now, used
-        return now - self._last
 
 
 class _Turn:
@@ -125,6 +87,8 @@ class _Turn:
     def progress(self, item: Progress) -> None:
         """Note what counts for the result, then show it."""
         match item.kind:
+            case "output" | "thought" if not item.text:
+                return
             case "output":
                 self._hear(item)
             case "tool":
@@ -213,7 +177,7 @@ class AcpClient:
 
     async def open(self) -> str | None:
         """Start the process, greet it, begin or continue a session; returns the session's id."""
-        write_files(self._session.home, self._cli.files(self._session))
+        prepare_home(self._cli, self._session)
         self._process = process = await self._runtime.start(self._cli.launch(self._session, self._program))
         self._exit = asyncio.create_task(process.wait(), name=f"exit of {self._session.agent_id}")
         self._errors = asyncio.create_task(self._read_errors(process), name=f"stderr of {self._session.agent_id}")
@@ -267,14 +231,15 @@ class AcpClient:
     async def _begin(self, greeting: InitializeResponse) -> str:
         assert self._connection is not None
         cwd, known = str(self._session.tree), self._session.cli_session
+        meta: dict[str, Any] = dict(self._cli.meta(self._session)) if isinstance(self._cli, HasMeta) else {}
         capabilities = greeting.agent_capabilities
         match self._cli.quirks.resume if known else "none":
             case "load" if capabilities and capabilities.load_session:
-                await self._connection.load_session(cwd=cwd, session_id=known or "", mcp_servers=[])
+                await self._connection.load_session(cwd=cwd, session_id=known or "", mcp_servers=[], **meta)
             case "resume" if capabilities and capabilities.session_capabilities:
-                await self._connection.resume_session(cwd=cwd, session_id=known or "", mcp_servers=[])
+                await self._connection.resume_session(cwd=cwd, session_id=known or "", mcp_servers=[], **meta)
             case _:
-                return (await self._connection.new_session(cwd=cwd, mcp_servers=[])).session_id
+                return (await self._connection.new_session(cwd=cwd, mcp_servers=[], **meta)).session_id
         return known or ""
 
     async def close(self) -> None:
@@ -551,13 +516,3 @@ class _Callbacks:
 
     async def ext_notification(self, method: str, params: dict[str, Any]) -> None:
         """Unknown extensions are ignored."""
-
-
-def write_files(home: Path, files: Any) -> None:
-    """Write a CLI's configuration into the agent's private home: nobody else reads it."""
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, text in files.items():
-        path = home / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(text, encoding="utf-8")

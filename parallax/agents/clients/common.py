@@ -1,0 +1,99 @@
+"""What every client does: prepare the agent's private home, and remember the last sign of life."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Protocol, runtime_checkable
+
+from parallax.ports import AgentCLI, AgentSession
+
+START_S: Final = 60.0
+GRACE_S: Final = 10.0
+LIVELY: Final = 0.05  # share of a processor that counts as work; an idle JavaScript program uses less
+MESSAGE_LIMIT: Final = 1_048_576  # characters of a message that are kept: its end, where the report is
+
+
+@runtime_checkable
+class HasCpu(Protocol):
+    """A process whose processor time can be seen; not every runtime has one."""
+
+    def cpu_s(self) -> float:
+        """Seconds of processor time used by its tree."""
+        ...
+
+
+@runtime_checkable
+class HasLogin(Protocol):
+    """A CLI that can use the login of the user's terminal."""
+
+    def login_files(self) -> Mapping[str, Path]:
+        """Path in the agent's home -> the user's own file."""
+        ...
+
+
+@runtime_checkable
+class HasMeta(Protocol):
+    """An ACP agent that takes settings with the new session."""
+
+    def meta(self, session: AgentSession) -> Mapping[str, object]:
+        """What goes into `_meta` of session/new."""
+        ...
+
+
+class Pulse:
+    """Remembers the last sign of life: output heard, or processor time used by the process tree."""
+
+    def __init__(self) -> None:
+        self._last = self._looked = time.monotonic()
+        self._cpu_s = 0.0
+
+    def heard(self) -> None:
+        """Something came."""
+        self._last = time.monotonic()
+
+    def begin(self, process: object) -> None:
+        """A turn begins: what was before it does not count."""
+        self._last = self._looked = time.monotonic()
+        if isinstance(process, HasCpu):
+            self._cpu_s = process.cpu_s()
+
+    def silent_s(self, process: object) -> float:
+        """Seconds since the last sign; looks at the processor time at most twice a second."""
+        now = time.monotonic()
+        if isinstance(process, HasCpu) and now - self._looked >= 0.5:
+            used = process.cpu_s()
+            if used - self._cpu_s >= LIVELY * (now - self._looked):
+                self._last = now
+            self._looked, self._cpu_s = now, used
+        return now - self._last
+
+
+def prepare_home(cli: AgentCLI, session: AgentSession) -> None:
+    """Write the CLI's configuration, and without a door the user's login, into the agent's home: nobody else reads it.
+
+    Any link in the way is replaced, never followed: the home was the agent's between two turns.
+    """
+    session.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, text in cli.files(session).items():
+        _write(session.home, name, text.encode())
+    if session.door is None and isinstance(cli, HasLogin):
+        for name, source in cli.login_files().items():
+            if source.is_file():
+                _write(session.home, name, source.read_bytes())
+
+
+def _write(home: Path, name: str, data: bytes) -> None:
+    path = home
+    for part in Path(name).parts[:-1]:
+        path /= part
+        if path.is_symlink():
+            path.unlink()
+        path.mkdir(mode=0o700, exist_ok=True)
+    path = home / name
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
