@@ -1,0 +1,50 @@
+"""Prism 3: a small deterministic language in which every value may carry a confidence.
+
+The public face of the room; `docs/prism.md` teaches the language. Text becomes tokens (`lexer`), a tree (`parser`,
+`statements`, `nodes`), a code object (`compiler`, `patterns`, `codegen`) and a run (`runtime`). It imports nothing of
+Parallax: a host hands in what effects mean (`Host`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from . import nodes as nodes
+from .errors import PrismCancelled as PrismCancelled
+from .errors import PrismError as PrismError
+from .errors import PrismHostError as PrismHostError
+from .errors import PrismLexError as PrismLexError
+from .errors import PrismLimitError as PrismLimitError
+from .errors import PrismParseError as PrismParseError
+from .errors import PrismRuntimeError as PrismRuntimeError
+from .errors import PrismThrow as PrismThrow
+from .errors import Span as Span
+from .explain import Why as Why
+from .host import Effect as Effect
+from .host import Host as Host
+from .host import Json as Json
+from .host import Outcome as Outcome
+from .limits import Limits as Limits
+from .modules import Program as Program
+from .modules import checked_tree, gather, make_program
+from .runtime import Evaluation as Evaluation
+from .runtime import PrismRuntime as PrismRuntime
+from .runtime import TraceEvent as TraceEvent
+from .runtime import evaluate as evaluate
+
+
+def parse(source: str, *, path: str = "<source>") -> nodes.Program:
+    """The tree of a source, checked; raises at the first mistake."""
+    return checked_tree(source, path)
+
+
+def compile(source: str, *, path: str = "main.prism", bundle: Mapping[str, str] | None = None) -> Program:  # noqa: A001
+    """A program ready to run, with the modules of its bundle."""
+    return make_program(source, path=path, bundle=bundle)
+
+
+def compile_file(path: str | Path, root: str | Path) -> Program:
+    """A program from disk with every module it reaches inside the root."""
+    start, bundle = gather(Path(path), Path(root))
+    return make_program(bundle[start], path=start, bundle=bundle)
