@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict, Unpack
 from urllib.parse import unquote, urlsplit
 
 from parallax.errors import ConfigurationError, GitError, RepositoryError, UsageError
@@ -63,6 +63,24 @@ class Completed:
     err: str
 
 
+class Options(TypedDict, total=False):
+    """What a call may say besides git's own arguments.
+
+    `objects` is where new objects are written: the mirror's store, so that every commit is reachable there.
+    `allow_file` is for the one call that reads a local path which the operator named.
+    """
+
+    git_dir: Path | None
+    work_tree: Path | None
+    index: Path | None
+    objects: Path | None
+    cwd: Path | None
+    env: Mapping[str, str] | None
+    input: bytes | None
+    timeout_s: float
+    allow_file: bool
+
+
 class Git:
     """Runs git. One instance serves the whole process; it holds no state but the version it has checked."""
 
@@ -70,106 +88,29 @@ class Git:
         self._program = program
         self._checked = False
 
-    async def run(
-        self,
-        *args: str,
-        git_dir: Path | None = None,
-        work_tree: Path | None = None,
-        index: Path | None = None,
-        objects: Path | None = None,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: bytes | None = None,  # noqa: A002 - the name that subprocess users know
-        timeout_s: float = 120.0,
-        allow_file: bool = False,
-    ) -> str:
+    async def run(self, *args: str, **options: Unpack[Options]) -> str:
         """Run git and return its output without the last line's end; raises GitError with git's own words."""
-        done = await self.call(
-            *args,
-            git_dir=git_dir,
-            work_tree=work_tree,
-            index=index,
-            objects=objects,
-            cwd=cwd,
-            env=env,
-            input=input,
-            timeout_s=timeout_s,
-            allow_file=allow_file,
-        )
-        return text(done.out).rstrip("\n")
+        return text((await self.call(*args, **options)).out).rstrip("\n")
 
-    async def run_bytes(
-        self,
-        *args: str,
-        git_dir: Path | None = None,
-        work_tree: Path | None = None,
-        index: Path | None = None,
-        objects: Path | None = None,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: bytes | None = None,  # noqa: A002
-        timeout_s: float = 120.0,
-        allow_file: bool = False,
-    ) -> bytes:
+    async def run_bytes(self, *args: str, **options: Unpack[Options]) -> bytes:
         """The same with the output as it is: for lists with `-z`, whose names need not be text."""
-        done = await self.call(
-            *args,
-            git_dir=git_dir,
-            work_tree=work_tree,
-            index=index,
-            objects=objects,
-            cwd=cwd,
-            env=env,
-            input=input,
-            timeout_s=timeout_s,
-            allow_file=allow_file,
-        )
-        return done.out
+        return (await self.call(*args, **options)).out
 
     async def call(
-        self,
-        *args: str,
-        git_dir: Path | None = None,
-        work_tree: Path | None = None,
-        index: Path | None = None,
-        objects: Path | None = None,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        input: bytes | None = None,  # noqa: A002
-        timeout_s: float = 120.0,
-        allow_file: bool = False,
-        ok: tuple[int, ...] = (0,),
-        max_output_b: int = MAX_OUTPUT_B,
+        self, *args: str, ok: tuple[int, ...] = (0,), max_output_b: int = MAX_OUTPUT_B, **options: Unpack[Options]
     ) -> Completed:
         """Run git with `ok` as the exit codes that are no failure.
 
-        `objects` is where new objects are written: the mirror's store, so that every commit is reachable there.
         Cancelling the call, or its time running out, kills the whole process group.
         """
         await self._check_version()
-        flags = list(_FLAGS)
-        for fault in _TOLERATED:
-            flags += ["-c", f"fetch.fsck.{fault}=ignore"]
-        if http := any(a.startswith("http://") for a in args):
-            flags += ["-c", "protocol.http.allow=always"]
-        if allow_file:
-            flags += ["-c", "protocol.file.allow=always"]
-        if git_dir is not None:
-            flags.append(f"--git-dir={git_dir}")
-        if work_tree is not None:
-            flags.append(f"--work-tree={work_tree}")
-        environ = _environment(http=http, file=allow_file)
-        if index is not None:
-            environ["GIT_INDEX_FILE"] = str(index)
-        if objects is not None:
-            environ["GIT_OBJECT_DIRECTORY"] = str(objects)
-        environ |= env or {}
-        if not environ["GIT_CONFIG_GLOBAL"]:
-            del environ["GIT_CONFIG_GLOBAL"]
+        flags, environ = _prepare(args, options)
+        cwd = options.get("cwd") or options.get("work_tree") or options.get("git_dir")
+        timeout_s = options.get("timeout_s", 120.0)
         what = f"git {_verb(args)}"
         try:
             async with asyncio.timeout(timeout_s):
-                done = await self._spawn([*flags, *args], environ, cwd or work_tree or git_dir, input, max_output_b)
+                done = await self._spawn([*flags, *args], environ, cwd, options.get("input"), max_output_b)
         except TimeoutError:
             raise GitError(f"{what} took longer than {timeout_s:g} s and was stopped") from None
         except OSError as error:
@@ -220,6 +161,8 @@ class Git:
         except BaseException as error:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            # wait() ends only when the pipes have ended, and a pipe that nobody reads does not.
+            await asyncio.gather(_discard(process.stdout), _discard(process.stderr))
             await process.wait()
             if isinstance(error, BaseExceptionGroup):
                 raise error.exceptions[0] from None
@@ -239,12 +182,40 @@ async def _read(stream: asyncio.StreamReader, limit: int, *, keep_end: bool) -> 
     return bytes(kept)
 
 
+async def _discard(stream: asyncio.StreamReader) -> None:
+    while await stream.read(65536):
+        pass
+
+
 async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
     with suppress(BrokenPipeError, ConnectionResetError):  # git stopped reading: its exit code tells why
         stream.write(data)
         await stream.drain()
         stream.close()
         await stream.wait_closed()
+
+
+def _prepare(args: tuple[str, ...], options: Options) -> tuple[list[str], dict[str, str]]:
+    """Flags and environment of a call."""
+    flags = list(_FLAGS)
+    for fault in _TOLERATED:
+        flags += ["-c", f"fetch.fsck.{fault}=ignore"]
+    file = options.get("allow_file", False)
+    http = any(arg.startswith("http://") for arg in args)  # `check_url` lets it through to this machine only
+    flags += ["-c", "protocol.http.allow=always"] * http + ["-c", "protocol.file.allow=always"] * file
+    environ = _environment(http=http, file=file)
+    if git_dir := options.get("git_dir"):
+        flags.append(f"--git-dir={git_dir}")
+    if work_tree := options.get("work_tree"):
+        flags.append(f"--work-tree={work_tree}")
+    if index := options.get("index"):
+        environ["GIT_INDEX_FILE"] = str(index)
+    if objects := options.get("objects"):
+        environ["GIT_OBJECT_DIRECTORY"] = str(objects)
+    environ |= options.get("env") or {}
+    if not environ["GIT_CONFIG_GLOBAL"]:
+        del environ["GIT_CONFIG_GLOBAL"]
+    return flags, environ
 
 
 def _environment(*, http: bool, file: bool) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from parallax.errors import GitError, RepositoryError, UsageError
-from parallax.workspaces import trees
+from parallax.workspaces import layout, trees
 from parallax.workspaces.git import Git, Locks, check_branch, check_url, fields, is_url, users_environment
 
 FETCH_TIMEOUT_S: Final = 1800.0  # a first fetch of a large repository over a slow line is no fault
@@ -118,8 +118,7 @@ class Mirrors:
             )
         mirror = self._mirror_of(str(await to_thread(checkout.common_dir.resolve)))
         async with self._locks.hold(str(mirror)):
-            await self._make(mirror, checkout.common_dir)
-            await self._fetch(mirror, str(top), commit, local=True)
+            await self._refresh(mirror, checkout.common_dir, str(top), commit)
             if with_changes and dirty:
                 commit = await self._commit_changes(mirror, checkout, commit)
             await self._git.run("update-ref", f"refs/parallax/bases/{commit}", commit, git_dir=mirror)
@@ -207,8 +206,7 @@ class Mirrors:
         try:
             answer = await self._git.run("ls-remote", "--symref", "--", url, "HEAD")
             async with self._locks.hold(str(mirror)):
-                await self._make(mirror, None)
-                await self._fetch(mirror, url, None, local=False)
+                await self._refresh(mirror, None, url, None)
         except GitError as error:
             raise RepositoryError(f"Cannot read {url}: {error}") from None
         if base is None:
@@ -224,16 +222,22 @@ class Mirrors:
     def _mirror_of(self, identity: str) -> Path:
         return self._root / "mirrors" / hashlib.sha256(os.fsencode(identity)).hexdigest()[:16]
 
-    async def _make(self, mirror: Path, source: Path | None) -> None:
-        """Create the mirror if it is not there: under another name first, so that a kill leaves none half-made."""
+    async def _refresh(self, mirror: Path, local: Path | None, source: str, commit: str | None) -> None:
+        """Fetch into the mirror. A first fetch goes under another name, so that no half-made mirror is ever there."""
         if await to_thread((mirror / "HEAD").exists):
+            await self._fetch(mirror, source, commit, local=local is not None)
             return
         new = mirror.with_name(f".tmp-{secrets.token_hex(6)}")
-        await to_thread(new.mkdir, parents=True)
-        await self._git.run("init", "-q", "--bare", "--template=", "--initial-branch=none", "--", str(new), cwd=new)
-        if source is not None:
-            await to_thread(_link_packs, source / "objects" / "pack", new / "objects" / "pack")
-        await to_thread(new.rename, mirror)
+        try:
+            await to_thread(new.mkdir, parents=True)
+            await self._git.run("init", "-q", "--bare", "--template=", "--initial-branch=none", "--", str(new), cwd=new)
+            if local is not None:
+                await to_thread(_link_packs, local / "objects" / "pack", new / "objects" / "pack")
+            await self._fetch(new, source, commit, local=local is not None)
+            await to_thread(new.rename, mirror)
+        except BaseException:
+            await to_thread(layout.discard, new, self._root / "trash")
+            raise
 
     async def _fetch(self, mirror: Path, source: str, commit: str | None, *, local: bool) -> None:
         try:

@@ -120,11 +120,9 @@ class WorkspaceService:
             await self._tell(execution_id, "workspace.provisioning", {"role": role, "number": number})
             new = path.with_name(f".tmp-{secrets.token_hex(6)}")
             card = layout.Card(repo=repo.location, mirror=repo.mirror.name, base=base, kind=kind)
-            await to_thread(_prepare, new, card, base, repo.objects)
-            fp("clone.mid")
-            await trees.write_out(self.git, self._place(new, repo.mirror), base)
-            await to_thread(_write_agent_git, new, role, repo.objects)
-            await to_thread(new.rename, path)
+            async with self._gone_if_failed(new):
+                await self._fill(new, card, role, repo)
+                await to_thread(new.rename, path)
             fp("clone.done_before_record")
             found = await self._load(execution_id, role, number)
         assert found is not None
@@ -306,10 +304,9 @@ class WorkspaceService:
     async def _make_checkout(self, repo: Repository, commit: str) -> Path:
         path = self.root / "checkouts" / f"{commit[:12]}-{secrets.token_hex(6)}"
         card = layout.Card(repo=repo.location, mirror=repo.mirror.name, base=commit, kind="check")
-        await to_thread(_prepare, path, card, commit, repo.objects)
-        await trees.write_out(self.git, self._place(path, repo.mirror), commit)
-        await to_thread(_write_agent_git, path, "check", repo.objects)
-        await to_thread((path / "home").mkdir)
+        async with self._gone_if_failed(path):
+            await self._fill(path, card, "check", repo)
+            await to_thread((path / "home").mkdir)
         return path
 
     # Back to the user
@@ -325,6 +322,21 @@ class WorkspaceService:
         return await self._landing.land(repo, execution_id, result_branch(execution_id), branch)
 
     # The parts
+
+    async def _fill(self, path: Path, card: layout.Card, role: str, repo: Repository) -> None:
+        await to_thread(_prepare, path, card, card.base, repo.objects)
+        fp("clone.mid")
+        await trees.write_out(self.git, self._place(path, repo.mirror), card.base)
+        await to_thread(_write_agent_git, path, role, repo.objects)
+
+    @asynccontextmanager
+    async def _gone_if_failed(self, path: Path) -> AsyncIterator[None]:
+        """What could not be made, or was cancelled in the making, leaves nothing behind."""
+        try:
+            yield
+        except BaseException:
+            await to_thread(layout.discard, path, self.root / "trash")
+            raise
 
     def _path(self, execution_id: str, role: str, number: int) -> Path:
         return self.root / execution_id / f"{role}.{number}"

@@ -106,6 +106,56 @@ async def test_what_cannot_be_opened_is_said_clearly(service, user, tmp_path):
     assert not list((service.root / "mirrors").glob(".tmp-*"))
 
 
+async def test_a_tag_a_commit_and_a_shallow_clone_can_be_the_base(service, user, tmp_path):
+    first = git(user, "rev-parse", "HEAD")
+    git(user, "tag", "v1")
+    write(user, {"second": "2"})
+    git(user, "add", "-A")
+    git(user, "commit", "-q", "-m", "second")
+    for base in ("v1", first):
+        repo = await service.open_repository(str(user), base)
+        assert (repo.base_branch, repo.base_commit) == ("", first)
+    git(tmp_path, "clone", "-q", "--depth", "1", f"file://{user}", "shallow")
+    repo = await service.open_repository(str(tmp_path / "shallow"))
+    ws = await service.create("e", "r", 1, repo)
+    assert (ws.tree / "second").exists()
+    write(ws.tree, {"x": "1"})
+    assert await service.commit(ws, message="m", author="e", branch="parallax/e/r/s")
+    assert await service.publish(repo, "e")
+
+
+async def test_a_branch_called_parallax_is_said_clearly(service, user, repo, workspace, commit):
+    await commit(workspace, {"x": "1"})
+    git(user, "branch", "parallax")
+    with pytest.raises(RepositoryError, match="could not be brought into"):
+        await service.publish(repo, "exec1")
+
+
+async def test_a_url_is_mirrored_and_followed(service, user, served):
+    url = f"{served}/project/.git"
+    repo = await service.open_repository(url)
+    assert (repo.base_branch, repo.local, repo.dirty) == ("main", None, 0)
+    ws = await service.create("e", "r", 1, repo)
+    assert (ws.tree / "src/a.py").exists()
+    write(user, {"later": "1"})
+    git(user, "add", "-A")
+    git(user, "commit", "-q", "-m", "later")
+    again = await service.open_repository(url, "main")
+    assert again.base_commit == git(user, "rev-parse", "HEAD")
+    assert again.mirror == repo.mirror
+    assert await service.publish(repo, "e") == []
+    with pytest.raises(ConflictError, match="is a URL"):
+        await service.land(repo, "e")
+    with pytest.raises(RepositoryError, match="no branch 'mian': did you mean 'main'"):
+        await service.open_repository(url, "mian")
+    before = sorted((service.root / "mirrors").iterdir())
+    with pytest.raises(RepositoryError, match="Cannot read"):
+        await service.open_repository(f"{served}/nothing.git")
+    with pytest.raises(RepositoryError, match="Cannot read"):
+        await service.open_repository(f"{served}/redirect/project/.git")
+    assert sorted((service.root / "mirrors").iterdir()) == before
+
+
 @pytest.fixture
 async def result(integration, service, repo, workspace, commit):
     sha = await commit(workspace, {"src/a.py": "A = 2\n", "made.py": "M = 1\n"})

@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
-from parallax.errors import UsageError
+from parallax.errors import GitError, UsageError
 from parallax.workspaces.git import Git
 from parallax.workspaces.service import WorkspaceService, branch_name, slug
 
@@ -243,6 +244,57 @@ asyncio.run(main())
     await service.restore(ws, snap)
     assert [p.name for p in (root / "exec1").iterdir()] == ["engineer.1"]
     assert not list(root.rglob("*.lock"))
+
+
+async def test_after_a_kill_at_any_moment_restore_brings_the_snapshot_back(tmp_path, user):
+    root = tmp_path / "data" / "workspaces"
+    program = f"""
+import asyncio, itertools
+from pathlib import Path
+from parallax.workspaces.git import Git
+from parallax.workspaces.service import WorkspaceService
+async def main():
+    service = WorkspaceService(Path({str(root)!r}), Git())
+    await service.sweep()
+    repo = await service.open_repository({str(user)!r})
+    ws = await service.create("exec1", "engineer", 1, repo)
+    other = await service.create("exec1", "tester", 1, repo)
+    (other.tree / "src/a.py").write_text("A = 'theirs'")
+    theirs = await service.commit(other, message="t", author="t", branch="parallax/exec1/tester/t")
+    theirs = theirs.sha if theirs else await service.head(other)
+    (ws.tree / "wip.txt").write_text("wip")
+    snap = await service.snapshot(ws, "s")
+    print(snap, flush=True)
+    for n in itertools.count():
+        (ws.tree / "src/a.py").write_text(f"A = {{n}}")
+        for name in ("x", "y"):
+            (ws.tree / f"{{name}}{{n}}").write_text("junk" * 5000)
+        await service.commit(ws, message="m", author="e", branch="parallax/exec1/engineer/s")
+        await service.merge_into(ws, theirs)
+        await service.restore(ws, snap)
+asyncio.run(main())
+"""
+    for delay in (0.013, 0.031, 0.057, 0.083, 0.111, 0.139):
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        snap = process.stdout.readline().strip()
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        service = WorkspaceService(root, Git())
+        await service.sweep()
+        ws = await service.find("exec1", "engineer", 1)
+        await service.restore(ws, snap)
+        expected = listing(user, but=(".git",)) | {"wip.txt": (0o644, b"wip")}
+        assert listing(ws.tree, but=(".git",)) == expected
+        assert git(ws.tree, "status", "--porcelain") == "?? wip.txt"
+        assert sorted(p.name for p in (root / "exec1").iterdir()) == ["engineer.1", "tester.1"]
+        git(next((root / "mirrors").glob("*/HEAD")).parent, "fsck", "--connectivity-only")
+
+
+async def test_what_fails_in_the_making_leaves_nothing(service, repo):
+    with pytest.raises(GitError):
+        await service.create("exec1", "engineer", 1, repo, base_commit="0" * 39 + "1")
+    assert list((service.root / "exec1").iterdir()) == []
 
 
 async def test_events_tell_the_life_of_a_workspace(service, repo, workspace, commit, events):
