@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
     api_url: str | None = None
+    api_key: SecretStr | None = None
     execution_engine: bool = True
     sandbox: Literal["require", "auto", "off"] = "auto"
     agent_timeout_ms: int = Field(default=30_000, ge=100, validation_alias="PARALLAX_AGENT_TIMEOUT")

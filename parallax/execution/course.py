@@ -14,7 +14,8 @@ from parallax.models import Execution, Json, OrgChart, Role, StepResult
 from parallax.workspaces.checks import CheckRunner
 from parallax.workspaces.integration import Integration
 from parallax.workspaces.profile import Profile
-from parallax.workspaces.service import Repository, WorkspaceService, branch_name
+from parallax.workspaces.repository import Repository
+from parallax.workspaces.service import WorkspaceService, branch_name
 
 STEP_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}")
 

@@ -23,11 +23,12 @@ from parallax.execution.course import Course
 from parallax.execution.journal import input_hash, step_from_json, step_to_json
 from parallax.execution.questions import Answered, new_question_id
 from parallax.execution.steps import Reviewed, StepRunner, first_line
-from parallax.execution.verification import evidence_json, judge, oracles_of, score_of, summary
+from parallax.execution.verification import Oracles, evidence_json, judge, oracles_of, score_of, summary
 from parallax.failpoints import fp
 from parallax.models import Action, Json, Question, Source, StepResult, hash12
 from parallax.patterns.org_chart import chart_of
 from parallax.prism import Effect, Outcome
+from parallax.workspaces.service import result_branch
 
 NO_CHECK_CONFIDENCE: Final = 0.5
 
@@ -102,7 +103,8 @@ class ExecutionHost:
             if (intent := self._course.journal.intent(effect.key)) is not None:
                 self._course.tasks[effect.key] = intent["request"]["task"]
         for part in recorded.get("parts", ()):
-            self._course.steps[part] = step_from_json(self._course.journal.result(part)["step"])
+            kept: dict[str, Any] = self._course.journal.result(part) or {}
+            self._course.steps[part] = step_from_json(kept["step"])
         if effect.kind == "org":
             self._course.chart = chart_of(effect.request)
         return Outcome(**recorded["outcome"])
@@ -241,8 +243,8 @@ class ExecutionHost:
                     group.create_task(self._candidate(key, role, index + 1, request, asked))
                     for index, key in enumerate(keys)
                 ]
-        except BaseExceptionGroup as failed:
-            raise leaf(failed) from failed
+        except BaseExceptionGroup as group_failed:
+            raise leaf(group_failed) from group_failed
         records = [task.result() for task in tasks]
         good = sum(record["error"] is None for record in records)
         wanted = options.get("minResults") or selector.get("min") or 1
@@ -349,14 +351,14 @@ class ExecutionHost:
                     raise
                 conflicts.append({"step": key, "files": [], "resolvedBy": None, "cause": str(failed)})
         named = request["options"].get("verify")
-        oracles = oracles_of(named if named is not None else course.profile.defaults.full)
+        oracles = oracles_of(named) if named is not None else Oracles(checks=course.profile.default_checks("full"))
         found = await self._steps.check(oracles, await course.head()) if oracles else []
         await self._steps.tell_evidence(effect.key, None, found)
         merged = [key for key, step in behind if key in course.merged]
         value = {
             "merged": merged,
             "conflicts": conflicts,
-            "branch": f"parallax/{course.execution.id}/result",
+            "branch": result_branch(course.execution.id),
             "checks": [evidence_json(entry) for entry in found],
         }
         if found:
@@ -366,7 +368,8 @@ class ExecutionHost:
             confidence = min(NO_CHECK_CONFIDENCE, least)
         step = StepResult(
             value=value, confidence=confidence, source=Source.EVIDENCE if found else Source.PRIOR,
-            action=Action.ACCEPT, evidence=tuple(found), commit=await course.head(), branch=value["branch"],
+            action=Action.ACCEPT, evidence=tuple(found), commit=await course.head(),
+            branch=result_branch(course.execution.id),
         )  # fmt: skip
         return Done(outcome=Outcome(value=value, confidence=confidence), step=step)
 

@@ -22,7 +22,7 @@ from parallax.errors import AgentStalled, MergeConflict, StepFailed, UsageError
 from parallax.execution import prompts
 from parallax.execution.agent_proxy import Slot, role_of
 from parallax.execution.course import Course
-from parallax.execution.questions import by_preset, new_question_id, routed_to
+from parallax.execution.questions import Answered, by_preset, new_question_id, routed_to
 from parallax.execution.verification import (
     Oracles,
     Verdict,
@@ -46,7 +46,9 @@ from parallax.models import (
     TaskResult,
     Usage,
     Workspace,
+    hash12,
 )
+from parallax.workspaces.service import slug
 
 TURN_S: Final = 7200.0
 CONFLICT_ROUNDS: Final = 2
@@ -88,8 +90,10 @@ class _Work:
     policy: Policy | None
     attempt: int
     place: Workspace | None
-    snapshot: str | None
+    start: str | None  # the commit that the work begins at
+    snapshot: str | None  # the state that another attempt begins with
     commit: str | None = None
+    unresolved: tuple[str, ...] = ()
     result: TaskResult | None = None
     checked: tuple[Evidence, ...] = ()
     reviewed: Reviewed | None = None
@@ -107,6 +111,13 @@ class _Work:
     @property
     def verdict(self) -> Verdict:
         return judge(self.evidence, self.result.reported if self.result else None)
+
+    def decision(self, rounds_left: int) -> Action:
+        """What the policy makes of it now. Failed evidence is never waved through for want of a policy."""
+        policy = self.policy
+        if policy is None and not all(entry.passed for entry in self.checked):
+            policy = Policy()
+        return decide(self.verdict, policy, rounds_left=rounds_left)
 
 
 def first_line(text: str, limit: int = 100) -> str:
@@ -143,11 +154,12 @@ class StepRunner:
         course, role, options = self._course, slot.role, request["options"]
         place = await self._open(slot, kind="agent")
         snapshot = None
-        if place is not None:
-            # A step in flight at a crash begins again where it began; a fresh one begins at the head of the result,
-            # unless this agent has accepted work that waits for its join.
-            snapshot = before["snapshot"] if before else await self._start_of(place, slot)
-            place = await self._reset(place, snapshot)
+        if place is not None and before:
+            # A step in flight at a crash begins again where it began; what it had half done is kept aside.
+            place, snapshot = await self._restored(place, before["snapshot"]), before["snapshot"]
+        elif place is not None:
+            place = await self._moved(place, await self._start_of(place, slot))
+            snapshot = await course.workspaces.snapshot(place, f"{slug(role.name)}-{hash12(key)}")
         given = oracles_of(options.get("verify") if "verify" in options else role.verify)
         needs_policy = bool(given) or options.get("schema") is not None
         work = _Work(
@@ -159,6 +171,7 @@ class StepRunner:
             policy=role.policy or (Policy() if needs_policy else None),
             attempt=0,
             place=place,
+            start=place.head if place else None,
             snapshot=snapshot,
             by=slot.agent_id,
         )
@@ -208,7 +221,7 @@ class StepRunner:
         while True:
             await self._turn(work, slot, prompt)
             await self._verify(work)
-            action = decide(work.verdict, work.policy, rounds_left=policy.max_rounds - rework)
+            action = work.decision(policy.max_rounds - rework)
             if action is Action.RETRY:
                 rework += 1
                 found = critique(work.evidence, work.result.message if work.result else "")
@@ -222,7 +235,7 @@ class StepRunner:
                 break
             prompt = prompts.rework(feedback, work.reviews, work.options["review"].get("maxRounds", 2))
             await self._tell_retry(work, slot, feedback)
-        if decide(work.verdict, work.policy, rounds_left=0) is Action.ESCALATE:
+        if work.decision(0) is Action.ESCALATE:
             await self._escalate(work)
 
     async def _escalate(self, work: _Work) -> None:
@@ -237,13 +250,13 @@ class StepRunner:
             async with course.proxy.hold(lead) as slot:
                 place = await self._open(slot, kind="agent")
                 assert place is not None
-                start = work.commit or work.snapshot
-                assert start is not None
-                work.place = await self._reset(place, start)
-                work.by, work.snapshot = slot.agent_id, start
+                begin = work.commit or work.start
+                assert begin is not None
+                work.place = await self._moved(place, begin)
+                work.by, work.start, work.snapshot = slot.agent_id, begin, None
                 await self._turn(work, slot, prompts.takeover(lead, course.chart, work.text, work.role.name, found))
                 await self._verify(work)
-        if decide(work.verdict, work.policy, rounds_left=0) is Action.ESCALATE:
+        if work.decision(0) is Action.ESCALATE:
             told = summary(work.evidence) or f"confidence {work.verdict.confidence:.2f}"
             raise StepFailed(f"'{work.key}' was not accepted after {work.turns} turns: {told}")
 
@@ -275,11 +288,14 @@ class StepRunner:
             schema=work.options.get("schema"),
             timeout_s=_seconds(work.options.get("timeout")) or work.role.timeout_s or TURN_S,
         )
-        back_to = work.commit or work.snapshot
 
         async def reset() -> None:
-            if work.place is not None and back_to is not None:
-                work.place = await self._reset(work.place, back_to)
+            if work.place is None:
+                return
+            if work.commit is None and work.snapshot is not None:
+                work.place = await self._restored(work.place, work.snapshot)
+            else:
+                work.place = await self._moved(work.place, work.place.head)
 
         result = await course.proxy.call(
             slot, task, self._tree(slot, work.place), self.asking(slot, task), preset=slot.role.preset, reset=reset
@@ -305,13 +321,14 @@ class StepRunner:
             },
         )
         if made is not None:
-            work.commit = made.sha
+            work.commit, work.unresolved = made.sha, made.unresolved
             work.place = replace(work.place, head=made.sha)
 
     async def _verify(self, work: _Work) -> None:
         """Collect evidence of the work as it stands now; earlier reviews were of earlier work."""
         course, found = self._course, list[Evidence]()
         work.reviewed = None
+        found += claims_evidence(work.result, work.unresolved)
         if (schema := work.options.get("schema")) is not None:
             found.append(schema_evidence(work.result.value if work.result else None, schema))
         if work.oracles and all(entry.passed for entry in found):
@@ -319,7 +336,7 @@ class StepRunner:
                 "step.verifying", step_key=work.key, agent_id=work.by, oracles=work.oracles.names
             )
             await course.journal.tell(event)
-            found += await self.check(work.oracles, work.commit or work.snapshot)
+            found += await self.check(work.oracles, work.commit or work.start)
         work.checked = tuple(found)
         if found:
             await self.tell_evidence(work.key, work.by, found)
@@ -328,16 +345,24 @@ class StepRunner:
         """Run the checks on a clean checkout of the commit, one after the other."""
         course = self._course
         if course.repo is None or commit is None:
-            return [
-                Evidence(oracle=name, passed=None, score=None, detail="there is no repository to check")
-                for name in oracles.names
-            ]
-        return [
-            await course.checks.run(
-                course.repo, commit, check if isinstance(check, str) else list(check), profile=course.profile
-            )
-            for check in oracles.checks
-        ]
+            return [could_not_run(name, "there is no repository to check") for name in oracles.names]
+        found: list[Evidence] = []
+        for check in oracles.checks:
+            for wanted in self._expanded(check):
+                if wanted == "":
+                    found.append(could_not_run(str(check), "the repository's profile has no check (`parallax init`)"))
+                    continue
+                found.append(await course.checks.run(course.repo, commit, wanted, profile=course.profile))
+        return found
+
+    def _expanded(self, check: str | tuple[str, ...]) -> list[str | list[str]]:
+        """`quick` and `full` stand for the checks that the profile names so, unless a check has that very name."""
+        profile = self._course.profile
+        if check == "quick" and check not in profile.checks:
+            return list(profile.default_checks("quick") or ("",))
+        if check == "full" and check not in profile.checks:
+            return list(profile.default_checks("full") or ("",))
+        return [check if isinstance(check, str) else list(check)]
 
     async def tell_evidence(self, key: str, agent_id: str | None, found: Sequence[Evidence]) -> None:
         """Each piece of evidence is one event."""
@@ -384,7 +409,7 @@ class StepRunner:
             value=value,
             confidence=verdict.confidence,
             source=verdict.source,
-            action=decide(verdict, work.policy, rounds_left=0),
+            action=work.decision(0),
             evidence=work.evidence,
             commit=work.commit,
             branch=self._course.branch(work.role, work.key) if work.commit else None,
@@ -406,7 +431,7 @@ class StepRunner:
                 place = await self._open(slot, kind="agent")
                 assert place is not None
                 assert step.commit is not None
-                place = await self._reset(place, step.commit)
+                place = await self._moved(place, step.commit)
                 work = self._reopened(key, role, step, place)
                 return await self._merge(work, slot, step)
 
@@ -418,7 +443,7 @@ class StepRunner:
         return _Work(
             key=key, role=role, text=intent["request"]["task"], options=options, oracles=oracles,
             policy=role.policy or Policy(), attempt=self._course.journal.attempts(key), place=place,
-            snapshot=step.commit, commit=step.commit, by=step.agent_id or "",
+            start=step.commit, snapshot=None, commit=step.commit, by=step.agent_id or "",
         )  # fmt: skip
 
     async def _merge(self, work: _Work, slot: Slot, step: StepResult) -> StepResult:
@@ -454,10 +479,7 @@ class StepRunner:
         others = "\n".join(f"- {course.tasks.get(key, key)}" for key in course.merged)
         await self._turn(work, slot, prompts.conflict(merging.conflicts, work.text, others))
         await self._verify(work)
-        if (
-            work.verdict.source is Source.EVIDENCE
-            and decide(work.verdict, work.policy, rounds_left=0) is Action.ESCALATE
-        ):
+        if work.verdict.source is Source.EVIDENCE and work.decision(0) is Action.ESCALATE:
             raise StepFailed(f"'{work.key}' no longer passes after the merge: {summary(work.evidence)}")
         return replace(
             step, commit=work.commit, confidence=min(step.confidence, work.verdict.confidence) if work.checked else
@@ -505,7 +527,7 @@ class StepRunner:
         key = f"{work.key}/{wanted.get('id', 'review')}/{work.reviews}"
         reported = work.result.message if work.result else ""
         reviewed = await self.review(
-            key, role, subject=reported, commit=work.commit or work.snapshot, since=work.snapshot,
+            key, role, subject=reported, commit=work.commit or work.start, since=work.start,
             task=work.text, evidence=summary(work.checked), final=False,
         )  # fmt: skip
         work.reviewed, work.usage = reviewed, work.usage + reviewed.usage
@@ -539,7 +561,7 @@ class StepRunner:
         async with course.proxy.hold(role) as slot:
             place = await self._open(slot, kind="readonly")
             if place is not None and commit is not None:
-                place = await self._reset(place, commit)
+                place = await self._moved(place, commit)
             attempt = journal.attempts(key.partition("/")[0]) or 1
             task_ = Task(
                 id=f"{course.execution.id}/{key}/{attempt}", execution=course.execution.id, step_key=key,
@@ -594,7 +616,7 @@ class StepRunner:
 
         return ask
 
-    async def ask(self, question: Question, asker_role: str, about: str | None) -> Any:
+    async def ask(self, question: Question, asker_role: str, about: str | None) -> Answered:
         """Route a question through the team, then to a person."""
         course = self._course
         colleagues = [
@@ -617,7 +639,7 @@ class StepRunner:
                 )
                 course.meter.settle(result.usage)
                 if place is not None:
-                    await self._reset(place, place.head)  # an answer changes nothing
+                    await self._moved(place, place.head)  # an answer changes nothing
         except TimeoutError as error:
             raise AgentStalled(f"{role.name} did not answer {question.id} in time") from error
         return str(result.value if isinstance(result.value, str) else result.message)
@@ -641,15 +663,22 @@ class StepRunner:
         }
         return place.head if place.head in waiting else await course.head()
 
-    async def _reset(self, place: Workspace, commit: str) -> Workspace:
-        await self._course.workspaces.restore(place, commit)
+    async def _moved(self, place: Workspace, commit: str) -> Workspace:
+        await self._course.workspaces.move_to(place, commit)
         return replace(place, head=commit)
+
+    async def _restored(self, place: Workspace, snapshot: str) -> Workspace:
+        await self._course.workspaces.restore(place, snapshot)
+        return replace(place, head=await self._course.workspaces.head(place))
 
     def _tree(self, slot: Slot, place: Workspace | None) -> Path:
         if place is not None:
             return place.tree
-        course = self._course
-        return course.workspaces.scratch(course.execution.id, slot.role.name, slot.number)
+        scratch = (
+            self._course.workspaces.root / self._course.execution.id / f"{slot.role.name}.{slot.number}" / "scratch"
+        )
+        scratch.mkdir(parents=True, exist_ok=True)
+        return scratch
 
 
 async def _nothing() -> None:
@@ -669,6 +698,23 @@ def read_review(result: TaskResult, by: str) -> Reviewed:
     return Reviewed(
         verdict=verdict, feedback=feedback, confidence=min(stated, CAPS[verdict]), by=by, usage=result.usage
     )
+
+
+def could_not_run(oracle: str, why: str) -> Evidence:
+    """An oracle that could not run: no pass."""
+    return Evidence(oracle=oracle, passed=None, score=None, detail=why)
+
+
+def claims_evidence(result: TaskResult | None, unresolved: Sequence[str]) -> list[Evidence]:
+    """What speaks against a turn before any check runs: it did not end as it should, or left conflict markers."""
+    found = []
+    if result is not None and result.stop != "end_turn":
+        detail = f"the turn ended with {result.stop}: {first_line(result.message)}"
+        found.append(Evidence(oracle="turn", passed=False, score=0.0, detail=detail))
+    if unresolved:
+        detail = f"conflict markers are left in {', '.join(unresolved[:5])}"
+        found.append(Evidence(oracle="merge", passed=False, score=0.0, detail=detail))
+    return found
 
 
 def schema_evidence(value: Json, schema: Json) -> Evidence:

@@ -21,10 +21,40 @@ from parallax.prism import nodes as n
 
 SIMPLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PRESETS: Final = ("readonly", "standard", "permissive", "autonomous")
+BUILTINS: Final = frozenset(
+    {
+        "map",
+        "filter",
+        "reduce",
+        "range",
+        "max",
+        "min",
+        "confidence",
+        "threshold",
+        "aggregate",
+        "sortBy",
+        "groupBy",
+        "Object",
+        "JSON",
+        "Math",
+        "Number",
+        "String",
+        "Boolean",
+        "Array",
+        "Promise",
+        "voting",
+        "consensus",
+        "merge",
+        "best",
+        "first",
+        "average",
+        "majorityVote",
+    }
+)  # what an expression in a chart may call: pure functions alone, the words are steps
 WORKSPACES: Final = ("agent", "role", "step", "readonly", "none")
 
 
-# -- the shape of the team ----------------------------------------------------------------------------------------------
+# -- the shape of the team ---------------------------------------------------------------------------------------------
 
 
 def chart_of(value: Json) -> OrgChart:
@@ -133,7 +163,7 @@ def _escalation(given: Mapping[str, Any]) -> Escalation:
     )
 
 
-# -- YAML to Prism ------------------------------------------------------------------------------------------------------
+# -- YAML to Prism -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -435,7 +465,7 @@ class _Compiler:
         value = tree.statements[0].value
         for node in n.walk(value):
             if isinstance(node, n.Identifier) and node.name not in self._names and not _declared(value, node.name):
-                if node.name in prism.BUILTIN_NAMES:
+                if node.name in BUILTINS:
                     continue
                 known = sorted(self._names)
                 self.mistakes.append(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from parallax import prism
 from parallax.errors import UsageError
@@ -78,6 +79,31 @@ def static_chart(tree: n.Program, given: Mapping[str, Json]) -> OrgChart:
             more = value[1] if len(value) > 1 and value[1] else {}
             return chart_of({"roles": value[0], **more})
     return OrgChart()
+
+
+def plan_json(p: Plan) -> dict[str, Any]:
+    """A plan as the API and `--json` show it."""
+    return {
+        "pattern": p.pattern,
+        "version": p.version,
+        "roles": {
+            name: {
+                "reports_to": role.reports_to, "min": role.instances[0], "max": role.instances[1],
+                "verify": role.verify, "types": list(role.agent_types), "description": role.description,
+            }
+            for name, role in p.chart.roles.items()
+        },
+        "steps": [_step_json(step) for step in p.steps],
+        "agents_at_most": p.agents_at_most,
+        "warnings": list(p.warnings),
+    }  # fmt: skip
+
+
+def _step_json(step: PlanStep) -> dict[str, Any]:
+    return {
+        "word": step.word, "role": step.role, "text": step.text, "id": step.id, "beside": step.beside,
+        "each": step.each, "when": step.when, "children": [_step_json(child) for child in step.children],
+    }  # fmt: skip
 
 
 def _all(steps: tuple[PlanStep, ...]) -> Iterator[PlanStep]:

@@ -1,0 +1,202 @@
+"""Parallax: builds every part from Settings and owns their life. The only module that names adapters.
+
+`async with Parallax(settings) as parallax:` enters every part into one exit stack and leaves in reverse. The command
+line embeds it, `server` puts doors in front of it. One process owns a data directory: a lock, not a pid file, says who.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Final, Self
+
+import psutil
+
+from parallax import failpoints, telemetry
+from parallax.agents.clients.factory import make_client
+from parallax.agents.clis import catalogue
+from parallax.agents.gateway import Account, Gateway
+from parallax.agents.registries.memory import MemoryAgentRegistry
+from parallax.agents.runtimes.local import LocalRuntime
+from parallax.agents.supervisor import AgentSupervisor, Silence
+from parallax.config import Settings
+from parallax.datadir import LockFile, data_directory, key_of, owner_of
+from parallax.errors import ConfigurationError, NotFoundError
+from parallax.events import Event, EventBus
+from parallax.execution.engine import ExecutionEngine
+from parallax.execution.questions import QuestionDesk
+from parallax.execution.resilience import RetryPolicy
+from parallax.execution.runtime_manager import RuntimeManager
+from parallax.models import Json
+from parallax.patterns.engine import PatternEngine
+from parallax.patterns.shipped import shipped_patterns
+from parallax.ports import AgentClient, AgentSession
+from parallax.redaction import Redactor, Secret
+from parallax.storage.store import Change, Store
+from parallax.workspaces.checks import CheckRunner
+from parallax.workspaces.git import Git
+from parallax.workspaces.integration import Integration
+from parallax.workspaces.profile import Profile
+from parallax.workspaces.repository import Repository
+from parallax.workspaces.service import WorkspaceService
+
+DEFAULT_TYPES: Final = ("claude", "codex", "gemini", "opencode", "qwen")
+AGENT_MEMORY_B: Final = 600 * 1024 * 1024
+
+
+class Parallax:
+    """Every part of one server."""
+
+    def __init__(self, settings: Settings, *, test_hooks: bool = False) -> None:
+        self.settings = settings
+        self._stack = AsyncExitStack()
+        self._test_hooks = test_hooks
+        self._lock: LockFile
+        self.redact = Redactor()
+        self.key: Secret
+        self.store: Store
+        self.bus: EventBus
+        self.patterns = pattern_engine(settings)
+        self.workspaces: WorkspaceService
+        self.integration: Integration
+        self.checks: CheckRunner
+        self.runtime: LocalRuntime
+        self.supervisor: AgentSupervisor
+        self.desk: QuestionDesk
+        self.engine: ExecutionEngine
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._build(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def _build(self, stack: AsyncExitStack) -> None:
+        settings = self.settings
+        if settings.failpoints and not self._test_hooks:
+            raise ConfigurationError("PARALLAX_FAILPOINTS is for tests: start the server with --test-hooks or unset it")
+        failpoints.arm(settings.failpoints)
+        telemetry.configure(settings.log_level, self.redact)
+        data = data_directory(settings.data_dir)
+        self._lock = stack.enter_context(LockFile(data / "lock"))
+        self.key = key_of(data)
+        self.redact.learn(self.key)
+        self.store = await stack.enter_async_context(Store(settings.database))
+        self.bus = EventBus(self.store)
+        self.runtime = LocalRuntime(owner_of(data), sandbox="off")
+        await self.runtime.sweep()
+        self.workspaces = WorkspaceService(settings.workspaces, Git(), self.runtime, self._tell_workspace)
+        await self.workspaces.sweep()
+        self.integration = Integration(self.workspaces)
+        self.checks = CheckRunner(self.workspaces, self.runtime)
+        gateway = Gateway(_accounts(settings, self.redact), self.redact)
+        stack.push_async_callback(gateway.close)
+        await gateway.start()
+        registry = MemoryAgentRegistry()
+        self.supervisor = AgentSupervisor(
+            open_client=self._open_client,
+            registry=registry,
+            doors=gateway,
+            redact=self.redact,
+            tell=self.tell,
+            silence=Silence(stall_s=settings.agent_timeout_ms / 1000, end_s=settings.agent_silence_ms / 1000),
+            sandbox=self.runtime.sandbox,
+        )
+        stack.push_async_callback(self.supervisor.close)
+        self.desk = QuestionDesk(self.store)
+        self.engine = await stack.enter_async_context(self._engine())
+
+    def _engine(self) -> ExecutionEngine:
+        settings = self.settings
+        free = psutil.virtual_memory().available // AGENT_MEMORY_B
+        return ExecutionEngine(
+            store=self.store,
+            bus=self.bus,
+            patterns=self.patterns,
+            runtimes=RuntimeManager(settings.max_executions),
+            supervisor=self.supervisor,
+            desk=self.desk,
+            workspaces=self.workspaces,
+            integration=self.integration,
+            checks=self.checks,
+            profile_of=self.profile_of,
+            type_problem=self.type_problem,
+            default_types=DEFAULT_TYPES,
+            places=settings.max_agents or max(1, min(16, free)),
+            homes=settings.homes,
+            retry=RetryPolicy(retries=settings.agent_retries),
+            runs=settings.execution_engine,
+        )
+
+    # -- what the parts are given --------------------------------------------------------------------------------------
+
+    async def tell(self, event: Event) -> None:
+        """An event that belongs to no change of a row."""
+        self.bus.publish(await self.store.commit(Change(events=[event])))
+
+    async def _tell_workspace(self, execution: str, type_: str, data: Json) -> None:
+        if type_ != "workspace.merged":  # merges into the result are told by the execution, with their step
+            await self.tell(Event(execution=execution, type=type_, data=data))
+
+    async def profile_of(self, repo: Repository) -> Profile:
+        """The profile at the base commit; where there is none, what looking at the tree says."""
+        return (await self.checks.profile(repo))[0]
+
+    def type_problem(self, type_: str) -> str | None:
+        """Why an agent type cannot be used now, or None."""
+        settings = self.settings
+        if type_ == "scripted" and settings.agent_script is not None and not settings.agent_script.is_file():
+            return f"the agent script {settings.agent_script} (PARALLAX_AGENT_SCRIPT) is not there"
+        return catalogue.probe(type_, script=settings.agent_script).problem
+
+    def _open_client(self, session: AgentSession) -> AgentClient:
+        found = catalogue.find(session.type, script=self.settings.agent_script, ledger=self.settings.scripted_ledger)
+        return make_client(found, runtime=self.runtime, session=session)
+
+    # -- for the doors -------------------------------------------------------------------------------------------------
+
+    def readiness(self) -> tuple[bool, str | None]:
+        """Whether work is taken in and run, and why not."""
+        if not self.engine.ready.is_set():
+            return False, "the engine is starting"
+        return True, None if self.settings.execution_engine else "this process only accepts executions"
+
+    def agent_id(self, name: str) -> str:
+        """The id of a running agent from its id, or from its end (`engineer.1`) where that is unique."""
+        ids = [agent.id for agent in self.supervisor.agents()]
+        fitting = [id_ for id_ in ids if id_ == name or id_.endswith(f".{name}")]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise NotFoundError(f"'{name}' is several agents: {', '.join(fitting)}")
+        raise NotFoundError(f"no agent '{name}' is running (running: {', '.join(ids) or 'none'})")
+
+    def announce(self, url: str) -> None:
+        """Write into the lock file where this server is reached."""
+        self._lock.write({"pid": os.getpid(), "url": url})
+
+
+def _accounts(settings: Settings, redact: Redactor) -> dict[str, Account]:
+    """The providers' keys that this server holds; only the gateway gets them."""
+    given = {
+        "anthropic": (settings.anthropic_base_url, settings.anthropic_api_key),
+        "openai": (settings.openai_base_url, settings.openai_api_key),
+    }
+    accounts = {}
+    for provider, (base_url, key) in given.items():
+        secret = None if key is None else Secret(key.get_secret_value())
+        if secret is not None:
+            redact.learn(secret)
+        accounts[provider] = Account(base_url=base_url, key=secret)
+    return accounts
+
+
+def pattern_engine(settings: Settings) -> PatternEngine:
+    """The user's patterns before the shipped ones."""
+    return PatternEngine([("yours", settings.patterns_dir), ("shipped", shipped_patterns())])

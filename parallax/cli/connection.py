@@ -1,0 +1,168 @@
+"""Which server a command speaks to: the one that is named, the one that owns the data directory, or an embedded one.
+
+`connect(settings, run=True)` embeds a whole server with an address, so that a second terminal finds it; with
+`run=False` the embedded one only looks (its engine is off) and needs no address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parallax.client import Client
+from parallax.config import Settings
+from parallax.datadir import existing_key, held, read_lock
+from parallax.errors import ConfigurationError, NotFoundError
+from parallax.redaction import Secret
+
+if TYPE_CHECKING:
+    from parallax.app import Parallax
+
+STARTING_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A client, and whether its server is this process."""
+
+    client: Client
+    embedded: bool
+    url: str
+
+
+@asynccontextmanager
+async def connect(settings: Settings, *, run: bool = False) -> AsyncIterator[Connection]:
+    """A connection for one command."""
+    if settings.api_url:
+        key = settings.api_key.get_secret_value() if settings.api_key else existing_key(settings.data_dir)
+        async with Client(settings.api_url, None if key is None else Secret(key)) as client:
+            yield Connection(client, False, settings.api_url)
+        return
+    url = await running_server(settings.data_dir)
+    if url is not None:
+        key = existing_key(settings.data_dir)
+        async with Client(url, None if key is None else Secret(key)) as client:
+            yield Connection(client, False, url)
+    elif run:
+        async with embedded(settings) as connection:
+            yield connection
+    else:
+        async with _looking(settings) as connection:
+            yield connection
+
+
+async def running_server(data: Path) -> str | None:
+    """The address of the server that owns the data directory, or None. Waits for one that is just starting."""
+    lock = data / "lock"
+    for _ in range(int(STARTING_S / 0.1)):
+        if not await asyncio.to_thread(held, lock):
+            return None
+        content = read_lock(lock)
+        if "url" in content:
+            return str(content["url"])
+        await asyncio.sleep(0.1)
+    holder = read_lock(lock).get("pid", "unknown")
+    raise ConfigurationError(
+        f"process {holder} holds {data} but serves no address: stop it, or choose another directory"
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises ConfigurationError with the remedy when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(512)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port} ({error.strerror}): choose another port with --port or PARALLAX_PORT "
+            "(0 takes a free one)"
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+@asynccontextmanager
+async def embedded(settings: Settings) -> AsyncIterator[Connection]:
+    """A whole server in this process, on a free loopback port."""
+    from parallax.app import Parallax
+
+    async with (
+        Parallax(settings) as parallax,
+        doors(parallax, "127.0.0.1", 0) as url,
+        Client(url, parallax.key) as client,
+    ):
+        yield Connection(client, True, url)
+
+
+@asynccontextmanager
+async def doors(parallax: Parallax, host: str, port: int) -> AsyncIterator[str]:
+    """Serve a running Parallax without taking the process's signals; yields its address."""
+    import uvicorn
+
+    from parallax.server.app import create_app
+
+    class Quiet(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Any:
+            yield
+
+    listener = listen(host, port)
+    config = uvicorn.Config(
+        create_app(parallax), loop="asyncio", lifespan="off", log_level="warning", timeout_graceful_shutdown=2
+    )
+    server = Quiet(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="doors")
+    try:
+        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        url = f"http://{host}:{listener.getsockname()[1]}"
+        parallax.announce(url)
+        yield url
+    finally:
+        server.should_exit = True
+        await serving
+        listener.close()
+
+
+@asynccontextmanager
+async def _looking(settings: Settings) -> AsyncIterator[Connection]:
+    import httpx
+
+    from parallax.app import Parallax
+    from parallax.server.app import create_app
+
+    if not settings.database.exists():
+        raise NotFoundError(
+            f"nothing was ever run with {settings.data_dir} (PARALLAX_DATA_DIR): start with `parallax run`"
+        )
+    async with Parallax(settings.model_copy(update={"execution_engine": False})) as parallax:
+        transport = httpx.ASGITransport(app=create_app(parallax))
+        async with Client("http://127.0.0.1", parallax.key, transport=transport) as client:
+            yield Connection(client, True, "embedded")
+
+
+async def resolve(client: Client, given: str | None) -> str:
+    """The full id of an execution from its id, the end of it, or nothing (the newest). Raises NotFoundError."""
+    if given is not None and len(given) == 26:
+        return given
+    found = await client.executions(limit=500)
+    if not found:
+        raise NotFoundError("there is no execution yet: start one with `parallax run`")
+    if given is None:
+        return str(found[0]["id"])
+    fitting = [e["id"] for e in found if e["id"].endswith(given) or e["id"].startswith(given)]
+    if len(fitting) == 1:
+        return str(fitting[0])
+    if fitting:
+        raise NotFoundError(f"'{given}' fits {len(fitting)} executions: give more of the id")
+    raise NotFoundError(f"there is no execution '{given}' (`parallax executions` lists them)")

@@ -1,0 +1,114 @@
+"""`parallax doctor`: what this machine has and what is missing, each with the remedy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sqlite3
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from parallax._version import __version__
+
+# The write-ahead log of SQLite 3.7.0 to 3.51.2 can lose a write when two connections checkpoint (fixed in 3.51.3, and
+# in 3.50.7 and 3.44.6). Parallax has one connection that writes and checkpoints, so it is not met; still, say it.
+_FIXED: Final = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line: a part of the machine, how it stands (ok, warn, bad), what was found, and what to do."""
+
+    part: str
+    state: str
+    found: str
+    remedy: str = ""
+
+
+def report(*, as_json: bool) -> int:
+    """Print the findings; 1 when something that Parallax cannot do without is missing."""
+    from parallax.agents.clis import catalogue
+    from parallax.cli.output import out, print_json, styled
+    from parallax.config import load
+
+    settings = load()
+    findings = [_python(), _git(), _sqlite(), _data(settings.data_dir), _sandbox(settings.sandbox)]
+    agents = [
+        catalogue.probe(type_, script=settings.agent_script) for type_ in catalogue.known_types() if type_ != "scripted"
+    ]
+    bad = any(finding.state == "bad" for finding in findings)
+    if as_json:
+        print_json({
+            "version": __version__,
+            "machine": [asdict(finding) for finding in findings],
+            "agents": [asdict(agent) for agent in agents],
+        })  # fmt: skip
+        return int(bad)
+    console = out()
+    marks = {"ok": ("✓ ", "green"), "warn": ("! ", "yellow"), "bad": ("✗ ", "red")}
+    console.print(f"Parallax {__version__}")
+    for finding in findings:
+        remedy = f"  ({finding.remedy})" if finding.remedy else ""
+        console.print(styled(marks[finding.state], (f"{finding.part:<10}", "bold"), finding.found, (remedy, "dim")))
+    console.print()
+    for agent in agents:
+        console.print(styled(*_agent_line(agent)))
+    if not any(agent.ready for agent in agents):
+        console.print("\nno agent is ready yet; `parallax demo` shows everything with scripted agents")
+    return int(bad)
+
+
+def _agent_line(agent: Any) -> list[Any]:
+    mark = ("✓ ", "green") if agent.ready else ("· ", "dim")
+    if not agent.found:
+        return [mark, (f"{agent.type:<10}", "bold"), (str(agent.problem), "dim")]
+    adapter = f" through {Path(agent.adapter).name}" if agent.adapter else ""
+    version = f" {agent.version}" if agent.version else ""
+    account = f"account: {agent.how}" if agent.account else str(agent.problem)
+    return [mark, (f"{agent.type:<10}", "bold"), f"found{version}{adapter}; {account}"]
+
+
+def _python() -> Finding:
+    return Finding(part="python", state="ok", found=f"{platform.python_version()} on {platform.system()}")
+
+
+def _git() -> Finding:
+    git = shutil.which("git")
+    if git is None:
+        return Finding(part="git", state="bad", found="not found", remedy="install git 2.38 or newer")
+    text = subprocess.run([git, "--version"], capture_output=True, text=True, check=False, timeout=10).stdout.strip()
+    number = re.search(r"(\d+)\.(\d+)", text)
+    if number is None or (int(number[1]), int(number[2])) < (2, 38):
+        return Finding(part="git", state="bad", found=text or "unknown version", remedy="git 2.38 or newer is needed")
+    return Finding(part="git", state="ok", found=text.removeprefix("git version "))
+
+
+def _sqlite() -> Finding:
+    version = sqlite3.sqlite_version_info
+    fixed = version >= _FIXED[0] or any(version[:2] == f[:2] and version >= f for f in _FIXED[1:])
+    if fixed:
+        return Finding(part="sqlite", state="ok", found=sqlite3.sqlite_version)
+    return Finding(
+        part="sqlite", state="warn", found=f"{sqlite3.sqlite_version} has the WAL-reset fault",
+        remedy="Parallax is built not to meet it; never open parallax.db with another program while it runs",
+    )  # fmt: skip
+
+
+def _data(directory: Any) -> Finding:
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        return Finding(part="data", state="bad", found=f"{directory} cannot be written", remedy="set PARALLAX_DATA_DIR")
+    free = shutil.disk_usage(existing).free
+    state = "ok" if free > 2 * 1024**3 else "warn"
+    return Finding(part="data", state=state, found=f"{directory}, {free / 1024**3:.0f} GB free")
+
+
+def _sandbox(wish: str) -> Finding:
+    return Finding(
+        part="sandbox", state="warn", found=f"off (wish: {wish}); agents run as you, in workspaces of their own",
+        remedy="run agents only on repositories and goals that you trust",
+    )  # fmt: skip

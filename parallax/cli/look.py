@@ -1,0 +1,248 @@
+"""Looking: executions, show, logs, diff; and landing what was looked at."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import typer
+
+from parallax.cli.options import ExecutionArg, JsonFlag
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(executions)
+    app.command()(show)
+    app.command()(logs)
+    app.command()(diff)
+    app.command()(land)
+
+
+def executions(
+    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 20, as_json: JsonFlag = False
+) -> None:
+    """List executions, newest first."""
+
+    async def work(client: Any) -> None:
+        from rich.table import Table
+
+        from parallax.cli.closing import line_of
+        from parallax.cli.output import out, print_json
+
+        found = await client.executions(limit=limit)
+        if as_json:
+            print_json({"executions": found})
+            return
+        if not found:
+            out().print("no execution yet: start one with `parallax run PATTERN`")
+            return
+        table = Table("execution", "state", "pattern", "confidence", "goal", box=None, padding=(0, 2, 0, 0))
+        for execution in found:
+            table.add_row(*line_of(execution))
+        out().print(table)
+
+    _with_client(work)
+
+
+def show(
+    execution: ExecutionArg = None,
+    why: Annotated[bool, typer.Option("--why", help="Each step with the evidence behind its confidence.")] = False,
+    journal: Annotated[bool, typer.Option("--journal", help="The journal as it is.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show an execution: how it stands, its steps, its branches."""
+
+    async def work(client: Any) -> None:
+        from parallax.cli.connection import resolve
+        from parallax.cli.output import out, print_json
+
+        execution_id = await resolve(client, execution)
+        if journal:
+            entries = await client.journal(execution_id)
+            if as_json:
+                print_json({"journal": entries})
+            else:
+                _print_journal(out(), entries)
+            return
+        shown = await client.execution(execution_id)
+        if as_json:
+            print_json(shown)
+        else:
+            _print_execution(out(), shown, why=why)
+
+    _with_client(work)
+
+
+def _print_journal(console: Any, entries: list[dict[str, Any]]) -> None:
+    import json
+
+    from parallax.cli.output import cut
+
+    for entry in entries:
+        body = json.dumps(entry["body"], ensure_ascii=False)
+        console.print(f"{entry['seq']:>4}  {entry['kind']:<7} {entry['step_key']:<24} {cut(body, 90)}")
+
+
+def _print_execution(console: Any, execution: dict[str, Any], *, why: bool) -> None:
+    from parallax.cli.closing import print_closing
+    from parallax.cli.output import cut, styled
+
+    for step in execution["steps"]:
+        if "/" in step["step"] or (step["word"] is None and not step.get("why")):
+            continue
+        marks = {"succeeded": ("✓ ", "green"), "failed": ("✗ ", "red"), "running": ("▸ ", "cyan")}
+        confidence = "" if step.get("confidence") is None else f"  {step['confidence']:.2f}"
+        who = f"  {'.'.join(step['agent'].split('.')[-2:])}" if step.get("agent") else ""
+        console.print(
+            styled(
+                marks[step["state"]],
+                (step["step"], "bold"),
+                confidence,
+                (who, "dim"),
+                f"  {cut(step['task'] or '', 70)}",
+            )
+        )
+        if why:
+            _print_why(console, step)
+    print_closing(console, execution, offered=not why)
+
+
+def _print_why(console: Any, step: dict[str, Any]) -> None:
+    from parallax.cli.output import cut, styled
+
+    if step.get("error"):
+        console.print(styled(("    error      ", "dim"), step["error"]))
+        return
+    sources = {
+        "evidence": "what Parallax checked itself", "agreement": "agreement", "reported": "the agent says so",
+        "record": "the agent's record", "prior": "nothing speaks for or against it",
+    }  # fmt: skip
+    if step.get("source"):
+        console.print(styled(("    source     ", "dim"), sources.get(step["source"], step["source"])))
+    if step.get("reported") is not None:
+        console.print(styled(("    it claimed ", "dim"), f"{step['reported']:.2f}"))
+    for entry in step.get("evidence", ()):
+        word = {True: ("passed", "green"), False: ("failed", "red"), None: ("could not run", "yellow")}[entry["passed"]]
+        score = "" if entry["score"] is None else f"  score {entry['score']:.2f}"
+        took = f"  in {entry['duration_s']:.1f} s" if entry["duration_s"] else ""
+        console.print(
+            styled(
+                ("    evidence   ", "dim"), f"{entry['oracle']} ", word, f"{score}{took}  {cut(entry['detail'], 70)}"
+            )
+        )
+    if step.get("commit"):
+        console.print(
+            styled(("    commit     ", "dim"), f"{step['commit'][:10]} on {step['branch']}, {step['turns']} turns")
+        )
+
+
+def logs(
+    agent: Annotated[str | None, typer.Argument(help="Only this agent, such as engineer.1.")] = None,
+    execution: Annotated[str | None, typer.Option("--execution", "-e", help="Its id; the newest by default.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the execution ends.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """What the agents said and did."""
+
+    async def work(client: Any) -> None:
+        from parallax.cli.connection import resolve
+        from parallax.cli.live import agent_name
+        from parallax.cli.output import out, print_json, safe, styled
+
+        execution_id = await resolve(client, execution)
+        shown = await client.execution(execution_id)
+        collected: list[dict[str, Any]] = []
+        console = out()
+        last = await _last_seq(client, execution_id, shown) if not follow else None
+        async for event in client.events(execution_id):
+            name = agent_name(event.agent_id)
+            fits = event.type in {"agent.output", "agent.tool"} and (agent is None or agent in {name, event.agent_id})
+            if fits and as_json:
+                collected.append({"seq": event.seq, "at": event.at, "agent": name, "type": event.type, **event.data})
+            elif fits:
+                text = event.data.get("text") or f"[{event.data['name']} {event.data['status']}]"
+                for line in safe(text).splitlines():
+                    console.print(styled((f"{name:<14}", "dim"), line))
+            if last is not None and event.seq >= last:
+                break
+        if as_json:
+            print_json({"logs": collected})
+
+    _with_client(work, run=follow)
+
+
+async def _last_seq(client: Any, execution_id: str, shown: dict[str, Any]) -> int | None:
+    """Where a look without `-f` ends: None for an ended execution, whose stream ends by itself."""
+    if shown["final"]:
+        return None
+    return int((await client.execution(execution_id))["last_event"])
+
+
+def diff(
+    execution: ExecutionArg = None,
+    stat: Annotated[bool, typer.Option("--stat", help="Only which files, and how much.")] = False,
+    branch: Annotated[str | None, typer.Option(help="Another branch than the result.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """What the result changes against the base."""
+
+    async def work(client: Any) -> None:
+        import sys
+
+        from parallax.cli.connection import resolve
+        from parallax.cli.output import print_json
+
+        execution_id = await resolve(client, execution)
+        text = await client.diff(execution_id, stat=stat, branch=branch)
+        if as_json:
+            print_json({"execution": execution_id, "diff": text})
+        else:
+            sys.stdout.write(text)
+
+    _with_client(work)
+
+
+def land(
+    execution: ExecutionArg = None,
+    branch: Annotated[
+        str | None, typer.Option(help="Make this branch of the result instead of merging into the one checked out.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Bring an accepted result into your branch, after showing what it changes and why it is believed."""
+
+    async def work(client: Any) -> None:
+        from parallax.cli.closing import why
+        from parallax.cli.connection import resolve
+        from parallax.cli.output import err, out, print_json, styled
+        from parallax.cli.run import _agreed
+
+        execution_id = await resolve(client, execution)
+        shown = await client.execution(execution_id)
+        if not as_json:
+            console = err()
+            console.print((await client.diff(execution_id, stat=True)).rstrip())
+            confidence = "unknown" if shown["confidence"] is None else f"{shown['confidence']:.2f}"
+            console.print(styled("confidence ", (confidence, "bold"), f"  {why(shown)}"))
+        if not yes and not _agreed():
+            raise typer.Exit(2)
+        landed = await client.land(execution_id, branch=branch)
+        if as_json:
+            print_json(landed)
+        else:
+            out().print(f"landed: {landed['branch']} is now at {landed['commit'][:10]}")
+
+    _with_client(work)
+
+
+def _with_client(work: Any, *, run: bool = False) -> None:
+    async def main() -> None:
+        from parallax.cli.connection import connect
+        from parallax.config import load
+
+        async with connect(load(), run=run) as connection:
+            await work(connection.client)
+
+    asyncio.run(main())

@@ -1,0 +1,150 @@
+"""Setting up: init a repository, serve, and doctor."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parallax.cli.options import JsonFlag
+
+if TYPE_CHECKING:
+    from parallax.app import Parallax
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(init)
+    app.command()(serve)
+    app.command()(doctor)
+
+
+def init(
+    repo: Annotated[Path | None, typer.Option(help="The repository; the current directory by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a profile that is there.")] = False,
+    skip_checks: Annotated[bool, typer.Option("--no-try", help="Do not try set-up and checks.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Look at a repository, try its set-up and checks once, and write its profile .parallax.yaml."""
+    asyncio.run(_init((repo or Path.cwd()).absolute(), force=force, tries=not skip_checks, as_json=as_json))
+
+
+async def _init(start: Path, *, force: bool, tries: bool, as_json: bool) -> None:
+    import tempfile
+
+    from parallax.agents.runtimes.local import LocalRuntime
+    from parallax.cli.output import err, out, print_json
+    from parallax.errors import UsageError
+    from parallax.workspaces.checks import CheckRunner
+    from parallax.workspaces.detection import detect, dump
+    from parallax.workspaces.git import Git
+    from parallax.workspaces.profile import FILE
+    from parallax.workspaces.service import WorkspaceService
+
+    with tempfile.TemporaryDirectory(prefix="parallax-init-") as scratch:
+        runtime = LocalRuntime(f"init-{Path(scratch).name}")
+        service = WorkspaceService(Path(scratch), Git(), runtime)
+        repo = await service.open_repository(str(start))
+        root = repo.local or start
+        target = root / FILE
+        if target.exists() and not force:
+            raise UsageError(f"{target} is there already: edit it, or write it anew with --force")
+        profile = await asyncio.to_thread(detect, root)
+        evidence = []
+        if tries:
+            if not as_json:
+                err().print("trying set-up and checks once, on a clean copy of HEAD ...")
+            evidence = await CheckRunner(service, runtime).try_out(root, profile)
+        target.write_text(dump(profile), encoding="utf-8")
+    if as_json:
+        tried = [{"check": e.oracle, "passed": e.passed, "detail": e.detail} for e in evidence]
+        print_json(
+            {"profile": str(target), "language": profile.language, "checks": list(profile.checks), "tried": tried}
+        )
+        return
+    for line in _findings(profile, evidence):
+        out().print(line)
+    out().print(f'wrote {target}: read it, commit it, then `parallax run fix "..."`')
+
+
+def _findings(profile: Any, evidence: list[Any]) -> list[str]:
+    """What was found, in at most four lines."""
+    what = profile.language or "unknown"
+    manager = f" with {profile.package_manager}" if profile.package_manager else ""
+    lines = [f"language  {what}{manager}"]
+    setup = "; ".join(c if isinstance(c, str) else " ".join(c) for c in profile.setup)
+    lines.append(f"set-up    {setup or 'nothing to set up'}")
+    verdicts = {e.oracle: e for e in evidence}
+    words = {True: "passes", False: "FAILS", None: "could not run"}
+    checks = []
+    for name, check in profile.checks.items():
+        run = check.run if isinstance(check.run, str) else " ".join(check.run)
+        tried = f" -> {words[verdicts[name].passed]} ({verdicts[name].detail})" if name in verdicts else ""
+        checks.append(f"{name}: {run}{tried}")
+    lines.append(
+        "checks    " + ("; ".join(checks) or "none found: add one under `checks`, or results cannot be proven")
+    )
+    extras = [f"protected {', '.join(profile.protected)}"] if profile.protected else []
+    return lines + extras
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="The address to listen on; loopback by default.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The port; 8080 by default, 0 takes a free one.")
+    ] = None,
+    test_hooks: Annotated[bool, typer.Option("--test-hooks", hidden=True)] = False,
+) -> None:
+    """Run the server: it resumes every unfinished execution and takes in new ones."""
+    asyncio.run(_serve(host, port, test_hooks=test_hooks))
+
+
+async def _serve(host: str | None, port: int | None, *, test_hooks: bool) -> None:
+    from parallax.app import Parallax
+    from parallax.cli.connection import listen
+    from parallax.config import load
+    from parallax.errors import ConfigurationError
+
+    changes: dict[str, Any] = {"host": host, "port": port}
+    settings = load().model_copy(update={key: value for key, value in changes.items() if value is not None})
+    if settings.host not in {"127.0.0.1", "localhost", "::1"}:
+        raise ConfigurationError(
+            f"this version serves loopback only, not {settings.host}: agents run commands, so a port that others reach "
+            "needs scoped keys and TLS first; put an SSH tunnel in front"
+        )
+    listener = listen(settings.host, settings.port)
+    try:
+        async with Parallax(settings, test_hooks=test_hooks) as parallax:
+            await _serve_on(parallax, listener)
+    finally:
+        listener.close()
+
+
+async def _serve_on(parallax: Parallax, listener: Any) -> None:
+    import uvicorn
+
+    from parallax.cli.output import err
+    from parallax.server.app import create_app
+
+    settings = parallax.settings
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{shown}:{listener.getsockname()[1]}"
+    config = uvicorn.Config(
+        create_app(parallax), loop="asyncio", lifespan="off", log_level="warning", timeout_graceful_shutdown=5
+    )
+    parallax.announce(url)
+    running = len(parallax.engine.running)
+    resumed = f", {running} execution{'s' * (running != 1)} resumed" if running else ""
+    err().print(
+        f"Parallax serves at {url} (data in {settings.data_dir}){resumed}. Ctrl-C stops it; work can be resumed."
+    )
+    await uvicorn.Server(config).serve(sockets=[listener])
+
+
+def doctor(as_json: JsonFlag = False) -> None:
+    """Say what this machine has: git, SQLite, the sandbox, and which agents are ready with which account."""
+    from parallax.cli.doctor import report
+
+    raise typer.Exit(report(as_json=as_json))

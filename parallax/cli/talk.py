@@ -1,0 +1,98 @@
+"""Talking: to agents (tell, stop), to executions (cancel), and answering what is asked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from parallax.cli.look import _with_client
+from parallax.cli.options import ExecutionArg, JsonFlag
+
+AgentArg = Annotated[str, typer.Argument(help="An agent, such as engineer.1.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(tell)
+    app.command()(stop)
+    app.command()(cancel)
+    app.command()(questions)
+    app.command()(answer)
+
+
+def tell(
+    agent: AgentArg, text: Annotated[str, typer.Argument(help="What it should know.")], as_json: JsonFlag = False
+) -> None:
+    """Say something to a running agent; it is delivered at its next turn."""
+
+    async def work(client: Any) -> None:
+        _done(await client.tell(agent, text), as_json, f"{agent} hears it at its next turn")
+
+    _with_client(work)
+
+
+def stop(agent: AgentArg, as_json: JsonFlag = False) -> None:
+    """End a running agent's process; its step is tried again or fails, by policy."""
+
+    async def work(client: Any) -> None:
+        _done(await client.stop(agent), as_json, f"{agent} is stopped")
+
+    _with_client(work)
+
+
+def cancel(execution: ExecutionArg = None, as_json: JsonFlag = False) -> None:
+    """Cancel an execution: nothing of it runs on; its finished branches stay."""
+
+    async def work(client: Any) -> None:
+        from parallax.cli.connection import resolve
+
+        execution_id = await resolve(client, execution)
+        _done(await client.cancel(execution_id), as_json, f"{execution_id} is being cancelled")
+
+    _with_client(work, run=True)
+
+
+def questions(as_json: JsonFlag = False) -> None:
+    """List the questions that wait for you."""
+
+    async def work(client: Any) -> None:
+        from parallax.cli.live import agent_name
+        from parallax.cli.output import cut, out, print_json, styled
+
+        found = await client.questions()
+        if as_json:
+            print_json({"questions": found})
+            return
+        console = out()
+        if not found:
+            console.print("nothing waits for you")
+        for question in found:
+            who = "the program" if question["asker"] == "program" else agent_name(question["asker"])
+            options = " | ".join(option["id"] for option in question["options"]) or '"..."'
+            console.print(styled((question["id"], "bold"), f"  {who} asks: {cut(question['text'], 300)}"))
+            console.print(styled((f"         parallax answer {question['id']} {options}", "dim")))
+
+    _with_client(work)
+
+
+def answer(
+    question: Annotated[str, typer.Argument(help="The question's id, such as q3f9a2c.")],
+    text: Annotated[str, typer.Argument(metavar="ANSWER", help="One of its options, or words.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Answer a question; whoever asked goes on."""
+
+    async def work(client: Any) -> None:
+        _done(await client.answer(question, text), as_json, f"{question} is answered")
+
+    _with_client(work)
+
+
+def _done(value: dict[str, Any], as_json: bool, told: str) -> None:
+    from parallax.cli.output import err, print_json
+
+    if as_json:
+        print_json(value)
+    else:
+        err().print(told)

@@ -1,0 +1,118 @@
+"""The data directory: made, owned by one process at a time, with the key and the name of this installation.
+
+`app` takes the lock; the command line reads who holds it and where that process is reached. Light on purpose: every
+command needs it, and none should import the server for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, Self
+
+from parallax.errors import ConfigurationError
+from parallax.redaction import Secret
+
+
+def data_directory(path: Path) -> Path:
+    """Make it (0700). Raises ConfigurationError that says what to do."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = path / f".probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the data directory {path} cannot be written ({error.strerror}): "
+            "set PARALLAX_DATA_DIR to a directory of yours"
+        ) from None
+    return path
+
+
+def key_of(data: Path) -> Secret:
+    """The key of this server's API: made once, readable by its owner alone."""
+    path = data / "key"
+    try:
+        return Secret(path.read_text().strip())
+    except FileNotFoundError:
+        key = f"plx_{secrets.token_urlsafe(32)}"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(key)
+        return Secret(key)
+
+
+def owner_of(data: Path) -> str:
+    """A name for this data directory that its processes carry."""
+    path = data / "owner"
+    if not path.exists():
+        path.write_text(secrets.token_hex(8))
+    return path.read_text().strip()
+
+
+class LockFile:
+    """One owner of a data directory. The kernel lets go of the lock when the process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = read_lock(self._path)
+            os.close(self._descriptor)
+            raise ConfigurationError(
+                f"another Parallax (process {holder.get('pid', 'unknown')}) owns {self._path.parent}: "
+                "use it (commands find it by themselves), stop it, or set another PARALLAX_DATA_DIR"
+            ) from None
+        self.write({"pid": os.getpid()})
+        return self
+
+    def write(self, content: dict[str, Any]) -> None:
+        """Replace what the lock file says."""
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
+
+    def __exit__(self, *_: object) -> None:
+        os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """What the holder of a lock wrote."""
+    try:
+        content = json.loads(path.read_text() or "{}")
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def held(lock: Path) -> bool:
+    """Whether a live process holds the lock. Raises ConfigurationError when it cannot be read."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ConfigurationError(f"{lock} cannot be read: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def existing_key(data: Path) -> str | None:
+    """The key of the API, if there is one here."""
+    try:
+        return (data / "key").read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,489 @@
+"""ExecutionEngine: takes executions in, runs them to their end, cancels them, and resumes them after a crash.
+
+`app` builds it, the doors call `submit`, `cancel`, `answer`. Each execution is one task of the engine's task group and
+one owner of its journal: the number of this start of the server (the boot epoch) is the fence. Recovery goes by
+`epoch < boot epoch`, never by time. A failing execution never pulls down its neighbours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import orjson
+
+from parallax import prism
+from parallax.agents.supervisor import AgentSupervisor
+from parallax.errors import (
+    AgentUnavailable,
+    Cancelled,
+    ConflictError,
+    FencedError,
+    ParallaxError,
+    RepositoryError,
+    UsageError,
+    leaf,
+)
+from parallax.events import Event, EventBus
+from parallax.execution.agent_proxy import AgentProxy, TypeProblem
+from parallax.execution.budget import BudgetExhausted, Meter
+from parallax.execution.course import Course
+from parallax.execution.host import ExecutionHost
+from parallax.execution.journal import Journal, input_hash, step_from_json
+from parallax.execution.questions import QuestionDesk
+from parallax.execution.resilience import RetryPolicy
+from parallax.execution.runtime_manager import RuntimeManager
+from parallax.failpoints import fp
+from parallax.models import Execution, ExecutionState, Json, Usage, new_id
+from parallax.patterns.engine import Pattern, PatternEngine, check_input
+from parallax.patterns.plan import Plan, plan_of
+from parallax.storage.store import Change, Store, execution_row, guard, insert_row, set_execution
+from parallax.workspaces.checks import CheckRunner
+from parallax.workspaces.integration import Integration
+from parallax.workspaces.profile import Profile
+from parallax.workspaces.repository import Repository
+from parallax.workspaces.service import WorkspaceService
+
+MAX_RECOVERIES: Final = 5
+LIVE: Final = (ExecutionState.QUEUED, ExecutionState.RUNNING, ExecutionState.CANCELLING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What somebody asks for. `budget` is in micro-dollars; `agent` replaces every role's types."""
+
+    pattern: str
+    input: Mapping[str, Json] = field(default_factory=dict)
+    repo: str | None = None
+    base: str | None = None
+    with_changes: bool = False
+    agent: str | None = None
+    model: str | None = None
+    budget: int | None = None
+
+    @property
+    def hash(self) -> str:
+        """What an idempotency key is tied to."""
+        return input_hash(
+            "submission",
+            {
+                "pattern": self.pattern, "input": dict(self.input), "repo": self.repo, "base": self.base,
+                "with_changes": self.with_changes, "agent": self.agent, "model": self.model, "budget": self.budget,
+            },
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A submission that was looked at: nothing is written yet."""
+
+    submission: Submission
+    pattern: Pattern
+    plan: Plan
+    input: dict[str, Json]
+    repo: Repository | None
+    agents: dict[str, str]
+
+
+@dataclass(slots=True)
+class _Running:
+    task: asyncio.Task[None]
+    journal: Journal | None = None
+    cancelled_by: str | None = None
+
+
+class ExecutionEngine:
+    """Runs Programs and nothing else. `async with engine:` owns every execution's task."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        bus: EventBus,
+        patterns: PatternEngine,
+        runtimes: RuntimeManager,
+        supervisor: AgentSupervisor,
+        desk: QuestionDesk,
+        workspaces: WorkspaceService,
+        integration: Integration,
+        checks: CheckRunner,
+        profile_of: Callable[[Repository], Any],
+        type_problem: TypeProblem,
+        default_types: tuple[str, ...],
+        places: int,
+        homes: Path,
+        retry: RetryPolicy,
+        runs: bool = True,
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._patterns = patterns
+        self._runtimes = runtimes
+        self._supervisor = supervisor
+        self._desk = desk
+        self._workspaces = workspaces
+        self._integration = integration
+        self._checks = checks
+        self._profile_of = profile_of
+        self._type_problem = type_problem
+        self._default_types = default_types
+        self._places = asyncio.Semaphore(places)
+        self._homes = homes
+        self._retry = retry
+        self._runs = runs
+        self._group = asyncio.TaskGroup()
+        self._running: dict[str, _Running] = {}
+        self._epoch = 0
+        self.ready = asyncio.Event()
+
+    # -- the engine's own life -----------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._epoch = await self._store.next_epoch()
+        if self._runs:
+            await self._recover()
+        self.ready.set()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ready.clear()
+        for running in self._running.values():
+            running.task.cancel()  # they stay `running` in the store: the next start resumes them
+        await self._group.__aexit__(kind, error, trace)
+
+    async def _recover(self) -> None:
+        fp("recovery.scan.mid")
+        for execution in await self._store.executions(states=LIVE, limit=10_000):
+            if execution.epoch < self._epoch:
+                self._begin(execution)
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Ids of the executions that run here now."""
+        return tuple(self._running)
+
+    def _begin(self, execution: Execution) -> None:
+        task = self._group.create_task(self._guarded(execution), name=f"execution {execution.id}")
+        self._running[execution.id] = _Running(task)
+
+    # -- taking in -----------------------------------------------------------------------------------------------------
+
+    async def prepare(self, submission: Submission) -> Prepared:
+        """Look at all that a submission names before anything is written. Raises UsageError, AgentUnavailable."""
+        pattern = self._patterns.get(submission.pattern)
+        given = check_input(pattern, submission.input)
+        plan = plan_of(pattern, given)
+        agents = self._agents(plan, submission)
+        repo = None
+        if submission.repo is not None:
+            repo = await self._workspaces.open_repository(
+                submission.repo, submission.base, with_changes=submission.with_changes
+            )
+        elif _needs_repository(plan):
+            raise RepositoryError(f"pattern '{pattern.name}' works on a repository: give one with --repo DIR")
+        return Prepared(submission=submission, pattern=pattern, plan=plan, input=given, repo=repo, agents=agents)
+
+    def _agents(self, plan: Plan, submission: Submission) -> dict[str, str]:
+        """The agent type of every role, found ready now: a team that cannot start should not begin."""
+        chosen: dict[str, str] = {}
+        for role in plan.chart.roles.values():
+            types = (submission.agent,) if submission.agent else role.agent_types or self._default_types
+            problems = {type_: self._type_problem(type_) for type_ in types}
+            ready = next((type_ for type_, problem in problems.items() if problem is None), None)
+            if ready is None:
+                first = next(iter(problems.values()))
+                raise AgentUnavailable(f"no agent for role '{role.name}': {first}")
+            chosen[role.name] = ready
+        if not plan.chart.roles and submission.agent and (problem := self._type_problem(submission.agent)):
+            raise AgentUnavailable(problem)
+        return chosen
+
+    async def submit(self, submission: Submission, *, key: str | None = None) -> tuple[Execution, bool]:
+        """Take an execution in; returns it once it is on disk, and whether it is new.
+
+        A known idempotency key returns the execution it stands for; another body under it raises ConflictError.
+        """
+        if key is not None and (known := await self._store.idempotent(key)) is not None:
+            return await self._repeated(key, known, submission), False
+        prepared = await self.prepare(submission)
+        execution = Execution(
+            id=new_id(),
+            pattern=prepared.pattern.name,
+            version=prepared.pattern.version,
+            hash=prepared.pattern.hash,
+            input=prepared.input,
+            repo=prepared.repo.location if prepared.repo else None,
+            base=prepared.repo.base_commit if prepared.repo else None,
+            base_branch=prepared.repo.base_branch if prepared.repo else None,
+            state=ExecutionState.QUEUED,
+            created_at=time.time(),
+            options={
+                "agents": prepared.agents, "agent": submission.agent, "model": submission.model,
+                "budget": submission.budget, "path": prepared.pattern.path,
+            },
+        )  # fmt: skip
+        program = prepared.pattern.program
+        writes = [
+            insert_row(
+                "bundles",
+                {"hash": program.hash, "path": program.path, "bundle": orjson.dumps(dict(program.bundle)).decode()},
+                replace_row=True,
+            ),
+            insert_row("executions", execution_row(execution)),
+        ]
+        if key is not None:
+            row = {"key": key, "body_hash": submission.hash, "execution": execution.id, "at": time.time()}
+            writes.append(insert_row("idempotency", row))
+        queued = Event(
+            execution=execution.id,
+            type="execution.queued",
+            data={"pattern": execution.pattern, "version": execution.version, "hash": execution.hash},
+        )
+        fp("api.create.before_commit")
+        try:
+            self._bus.publish(await self._store.commit(Change(writes, [queued])))
+        except FencedError:
+            if key is None or (known := await self._store.idempotent(key)) is None:
+                raise
+            return await self._repeated(key, known, submission), False  # the same key, a moment earlier
+        fp("api.create.committed_before_reply")
+        if self._runs:
+            self._begin(execution)
+        return execution, True
+
+    async def _repeated(self, key: str, known: tuple[str, str], submission: Submission) -> Execution:
+        body_hash, execution_id = known
+        if body_hash != submission.hash:
+            raise UsageError(f"the idempotency key '{key}' was used with another request; take a new key")
+        return await self._store.execution(execution_id)
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    async def cancel(self, execution_id: str, by: str) -> Execution:
+        """Cancel; returns at once, the execution ends `cancelled` when nothing of it runs any more."""
+        execution = await self._store.execution(execution_id)
+        if execution.state.final:
+            raise ConflictError(f"execution '{execution_id}' has ended already ({execution.state})")
+        running = self._running.get(execution_id)
+        if running is None or running.journal is None:
+            if running is not None:
+                running.cancelled_by = by
+                return execution
+            raise ConflictError(f"execution '{execution_id}' does not run in this server")
+        if running.cancelled_by is None:
+            running.cancelled_by = by
+            journal = running.journal
+            await journal.commit(
+                [set_execution(execution_id, state=str(ExecutionState.CANCELLING), reason=f"cancelled by {by}")],
+                [journal.event("execution.cancelling", by=by)],
+            )
+            fp("cancel.recorded_before_kill")
+            running.task.cancel()
+        return await self._store.execution(execution_id)
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    async def _guarded(self, execution: Execution) -> None:
+        """One execution's task: whatever happens in it stays in it."""
+        try:
+            await self._own(execution)
+        except FencedError:
+            pass  # somebody else owns it: stop, discard
+        except Exception as error:  # noqa: BLE001 - the last line: the cause is recorded, the neighbours go on
+            await self._park(execution, f"{type(error).__name__}: {error}")
+        finally:
+            await asyncio.shield(self._supervisor.release(execution.id))
+            self._running.pop(execution.id, None)
+
+    async def _park(self, execution: Execution, cause: str) -> None:
+        event = Event(execution=execution.id, type="execution.needs_attention", data={"cause": cause})
+        writes = [
+            guard(execution.id, self._epoch),
+            set_execution(execution.id, state=str(ExecutionState.NEEDS_ATTENTION), reason=cause),
+        ]
+        self._bus.publish(await self._store.commit(Change(writes, [event])))
+
+    async def _own(self, execution: Execution) -> None:
+        resumed = execution.epoch > 0
+        if resumed and execution.recoveries >= MAX_RECOVERIES:
+            await self._claim(execution, execution.recoveries)
+            await self._park(execution, f"{MAX_RECOVERIES} recoveries without a new result")
+            return
+        journal = await self._claimed(execution, resumed)
+        running = self._running[execution.id]
+        running.journal = journal
+        if execution.state is ExecutionState.CANCELLING or running.cancelled_by:
+            await self._end(execution, journal, ExecutionState.CANCELLED, cause=execution.reason or "cancelled")
+            return
+        execution = replace(execution, epoch=self._epoch, started_at=execution.started_at or time.time())
+        async with self._coursing(execution, journal) as course:
+            await self._desk.withdraw(journal)
+            await self._drive(execution, course, running)
+
+    async def _claim(self, execution: Execution, recoveries: int, **columns: Any) -> None:
+        changes = {"state": str(ExecutionState.RUNNING), "epoch": self._epoch, "recoveries": recoveries} | columns
+        if execution.state is ExecutionState.CANCELLING:
+            changes.pop("state")
+        await self._store.commit(Change([guard(execution.id, execution.epoch), set_execution(execution.id, **changes)]))
+        fp("recovery.epoch_bumped")
+
+    async def _claimed(self, execution: Execution, resumed: bool) -> Journal:
+        """Take ownership: from here on only this start of the server may write for the execution."""
+        entries = await self._store.journal(execution.id)
+        # A recovery counts only if nothing was finished since the last one.
+        newest = max((entry.epoch for entry in entries if entry.kind in {"result", "join"}), default=0)
+        recoveries = 0 if newest >= execution.epoch else execution.recoveries + 1
+        await self._claim(execution, recoveries if resumed else 0, started_at=execution.started_at or time.time())
+        fp("claim.committed")
+        journal = Journal(self._store, self._bus, execution.id, self._epoch, entries)
+        told = journal.event("execution.started", epoch=self._epoch)
+        if resumed:
+            data = {"epoch": self._epoch, "from": execution.epoch, "finished": list(journal.finished)}
+            told = Event(execution=execution.id, type="execution.resumed", data=data)
+        await journal.tell(told)
+        return journal
+
+    @asynccontextmanager
+    async def _coursing(self, execution: Execution, journal: Journal) -> AsyncIterator[Course]:
+        repo = None
+        profile = Profile()
+        if execution.repo is not None:
+            repo = await self._workspaces.open_repository(execution.repo, execution.base)
+            repo = replace(repo, base_branch=execution.base_branch or repo.base_branch)
+            profile = await self._profile_of(repo)
+        proxy = AgentProxy(
+            execution=execution,
+            journal=journal,
+            supervisor=self._supervisor,
+            type_problem=self._type_problem,
+            default_types=self._default_types,
+            places=self._places,
+            homes=self._homes,
+            retry=self._retry,
+        )
+        spent = Usage()
+        for key in journal.finished:
+            recorded = journal.result(key)
+            if recorded and recorded.get("step"):
+                spent += step_from_json(recorded["step"]).usage
+        yield Course(
+            execution=execution,
+            journal=journal,
+            proxy=proxy,
+            desk=self._desk,
+            meter=Meter((execution.options or {}).get("budget"), spent),
+            workspaces=self._workspaces,
+            integration=self._integration,
+            checks=self._checks,
+            repo=repo,
+            profile=profile,
+        )
+
+    async def _drive(self, execution: Execution, course: Course, running: _Running) -> None:
+        """Run the program and record how it ended."""
+        path, bundle = await self._store.bundle(execution.hash)
+        program = self._runtimes.program(path, bundle, execution.hash)
+        events = await self._store.events(execution.id, 0, limit=100_000)
+        host = ExecutionHost(course, printed=sum(event.type == "log.printed" for event in events))
+        names = {
+            "input": execution.input,
+            "context": {
+                "executionId": execution.id, "pattern": execution.pattern, "version": execution.version,
+                "attempt": execution.attempt,
+            },
+        }  # fmt: skip
+        journal = course.journal
+        try:
+            async with self._runtimes.acquire(program, host, names) as runtime:
+                evaluation = await runtime.run()
+            await host.flush()
+        except (asyncio.CancelledError, BaseExceptionGroup, ParallaxError, prism.PrismError) as error:
+            await self._ended_early(execution, course, running, leaf(error))
+            return
+        await self._publish(course)
+        await self._end(
+            execution, journal, ExecutionState.SUCCEEDED, result=evaluation.value, confidence=evaluation.confidence,
+            usage=course.meter.spent,
+        )  # fmt: skip
+
+    async def _ended_early(self, execution: Execution, course: Course, running: _Running, cause: BaseException) -> None:
+        match cause:
+            case asyncio.CancelledError() | Cancelled() | prism.PrismCancelled() if running.cancelled_by is None:
+                raise asyncio.CancelledError from cause  # the server stops: the execution stays as it is
+            case asyncio.CancelledError() | Cancelled() | prism.PrismCancelled():
+                # This task was cancelled to stop the work, not the record of its end.
+                current = asyncio.current_task()
+                if current is not None:
+                    current.uncancel()
+                await self._supervisor.release(execution.id, "cancelled")
+                fp("killed_before_record")
+                state, told = ExecutionState.CANCELLED, f"cancelled by {running.cancelled_by}"
+            case BudgetExhausted():
+                state, told = ExecutionState.PARTIAL, str(cause)
+            case FencedError():
+                raise cause
+            case prism.PrismError():
+                state, told = ExecutionState.FAILED, _program_error(cause)
+            case ParallaxError():
+                state, told = ExecutionState.FAILED, str(cause)
+            case _:
+                raise cause
+        await self._publish(course)
+        await self._end(execution, course.journal, state, cause=told, usage=course.meter.spent)
+
+    async def _publish(self, course: Course) -> None:
+        """The branches appear in the user's repository, under refs/heads/parallax/ alone."""
+        if course.repo is None:
+            return
+        published = await self._workspaces.publish(course.repo, course.execution.id)
+        event = course.journal.event
+        await course.journal.tell(
+            *(event("branch.published", branch=branch, commit=commit) for branch, commit in published)
+        )
+
+    async def _end(
+        self,
+        execution: Execution,
+        journal: Journal,
+        state: ExecutionState,
+        *,
+        result: Json = None,
+        confidence: float | None = None,
+        usage: Usage | None = None,
+        cause: str | None = None,
+    ) -> None:
+        now, usage = time.time(), usage or Usage()
+        fp("final.before_commit")
+        await journal.commit(
+            [
+                set_execution(
+                    execution.id, state=str(state), reason=cause, result=result, confidence=confidence, usage=usage,
+                    ended_at=now,
+                )
+            ],
+            [
+                journal.event(
+                    f"execution.{state}", result=result, confidence=confidence, usage=usage, cause=cause,
+                    duration_s=round(now - execution.created_at, 3),
+                )
+            ],
+        )  # fmt: skip
+        fp("final.committed_before_cleanup")
+
+
+def _program_error(error: prism.PrismError) -> str:
+    place = f" (line {error.line} of the compiled program)" if error.line else ""
+    return f"{error.message}{place}"
+
+
+def _needs_repository(plan: Plan) -> bool:
+    return any(role.workspace != "none" for role in plan.chart.roles.values())

@@ -1,0 +1,80 @@
+"""Who may come in. Before any body is read: the Host header, the Origin, the key, the content type, the length.
+
+Even on loopback a key is needed: any web page in the user's browser can reach a port there, and only a process that may
+read the data directory knows the key. The command line reads it from the 0600 file.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from parallax.redaction import Secret
+from parallax.server.problems import problem
+
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
+LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
+MAX_BODY: Final = 1024 * 1024
+
+
+class Gate:
+    """ASGI middleware in front of everything."""
+
+    def __init__(self, app: ASGIApp, *, key: Secret, hosts: frozenset[str]) -> None:
+        self._app = app
+        self._key = key.reveal().encode()
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        refused = self._refused(scope, headers)
+        if refused is not None:
+            status, title, detail = refused
+            await problem(status, title, detail)(scope, receive, send)
+            return
+        await self._app(scope, _Bounded(receive), send)
+
+    def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
+        host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0] if b"host" in headers else ""
+        if host not in self._hosts:
+            return 421, "Wrong host", f"this server does not answer for the host '{host[:80]}'"
+        origin = headers.get(b"origin")
+        if origin is not None and origin.decode("latin-1").partition("//")[2].rsplit(":", 1)[0] not in self._hosts:
+            return 403, "Foreign origin", "requests from other web pages are refused"
+        if scope["path"] in OPEN_PATHS:
+            return None
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
+            return (
+                401,
+                "Key needed",
+                "send 'Authorization: Bearer <key>'; the key is in the file 'key' of the data directory",
+            )
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > MAX_BODY:
+            return 413, "Too large", f"a body may have at most {MAX_BODY} bytes"
+        has_body = length not in {b"", b"0"} or b"transfer-encoding" in headers
+        if has_body and headers.get(b"content-type", b"").partition(b";")[0].strip() != b"application/json":
+            return 415, "Wrong content type", "send JSON with 'Content-Type: application/json'"
+        return None
+
+
+class _Bounded:
+    """A body whose length was not named, or was a lie, is cut at the limit."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._seen = 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._seen += len(message.get("body", b""))
+            if self._seen > MAX_BODY:
+                return {"type": "http.disconnect"}
+        return message

@@ -1,0 +1,163 @@
+"""Executions: start, look, follow, cancel, see what changed, land."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from parallax.errors import ConflictError, UsageError
+from parallax.execution.engine import Submission
+from parallax.models import Execution, ExecutionState, Json
+from parallax.server import sse, views
+from parallax.server.parts import Part, json_response
+from parallax.workspaces.repository import Repository
+
+router = APIRouter(prefix="/api/executions", tags=["executions"])
+
+
+class NewExecution(BaseModel):
+    """What to run. Money in dollars, as on the command line."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {"pattern": "startup-team", "input": {"goal": "Fix the failing test"}, "repo": "/srv/shop"}
+        },
+    )
+
+    pattern: str = Field(min_length=1, max_length=4096)
+    input: dict[str, Json] = {}
+    repo: str | None = None
+    base: str | None = None
+    with_changes: bool = False
+    agent: str | None = None
+    model: str | None = None
+    budget: float | None = Field(default=None, gt=0)
+
+    def submission(self) -> Submission:
+        """For the engine."""
+        values = self.model_dump()
+        budget = values.pop("budget")
+        return Submission(**values, budget=None if budget is None else round(budget * 1_000_000))
+
+
+class Land(BaseModel):
+    """Where the result goes: without a branch into what the user has checked out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    branch: str | None = Field(default=None, max_length=200)
+
+
+@router.post("", status_code=202)
+async def create(
+    body: NewExecution, parallax: Part, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+) -> Response:
+    """Start an execution; 202 once it is on disk. The same Idempotency-Key returns the same execution."""
+    execution, new = await parallax.engine.submit(body.submission(), key=idempotency_key)
+    answer = json_response(views.execution(execution), status=202)
+    answer.headers["Location"] = f"/api/executions/{execution.id}"
+    answer.headers["Idempotency-Replayed"] = "false" if new else "true"
+    return answer
+
+
+@router.get("")
+async def index(
+    parallax: Part,
+    state: Annotated[list[ExecutionState] | None, Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    before: str | None = None,
+) -> Response:
+    """Newest first; `next` is what `before` takes for the following page."""
+    found = await parallax.store.executions(states=state or (), limit=limit, before=before)
+    following = found[-1].id if len(found) == limit else None
+    return json_response({"executions": [views.execution(e) for e in found], "next": following})
+
+
+@router.get("/{execution_id}")
+async def show(execution_id: str, parallax: Part) -> Response:
+    """One execution with its steps."""
+    execution = await parallax.store.execution(execution_id)
+    waiting = await parallax.store.questions(execution=execution_id, states=("with_person",))
+    entries = await parallax.store.journal(execution_id)
+    shown = views.execution(execution, waiting=len(waiting)) | {"steps": views.steps(entries)}
+    return json_response(shown | {"branches": await _branches(parallax, execution)})
+
+
+@router.get("/{execution_id}/steps")
+async def steps(execution_id: str, parallax: Part) -> Response:
+    """What each step came to, and why it is believed."""
+    await parallax.store.execution(execution_id)
+    return json_response({"steps": views.steps(await parallax.store.journal(execution_id))})
+
+
+@router.get("/{execution_id}/journal")
+async def journal(execution_id: str, parallax: Part) -> Response:
+    """The journal as it is."""
+    await parallax.store.execution(execution_id)
+    return json_response({"journal": [views.journal(entry) for entry in await parallax.store.journal(execution_id)]})
+
+
+@router.get("/{execution_id}/events")
+async def events(
+    execution_id: str,
+    parallax: Part,
+    last_event_id: Annotated[str | None, Header()] = None,
+    after: str | None = None,
+) -> Response:
+    """Server-sent events: everything after `Last-Event-ID`, then live, until the execution has ended."""
+    await parallax.store.execution(execution_id)
+    return sse.stream(parallax.bus, execution_id, sse.last_event_id(last_event_id, after))
+
+
+@router.post("/{execution_id}/cancel", status_code=202)
+async def cancel(execution_id: str, parallax: Part) -> Response:
+    """Cancel; it ends `cancelled` when nothing of it runs any more."""
+    return json_response(views.execution(await parallax.engine.cancel(execution_id, "a person")), status=202)
+
+
+@router.get("/{execution_id}/diff")
+async def diff(execution_id: str, parallax: Part, stat: bool = False, branch: str | None = None) -> Response:
+    """What the result changes against the base; or another branch of the execution."""
+    execution, repo = await _repository(parallax, execution_id)
+    names = dict(await parallax.workspaces.branches(repo, execution_id))
+    wanted = branch or f"parallax/{execution_id}/result"
+    if wanted not in names:
+        known = ", ".join(names) or "none yet"
+        raise ConflictError(f"execution '{execution_id}' has no branch '{wanted}' (branches: {known})")
+    assert execution.base is not None
+    text = await parallax.workspaces.diff(repo.mirror, execution.base, names[wanted], stat=stat)
+    return Response(text, media_type="text/x-diff; charset=utf-8")
+
+
+@router.post("/{execution_id}/land")
+async def land(execution_id: str, body: Land, parallax: Part) -> Response:
+    """Bring the result into the user's branch, or to a new one. Never over changes that are not committed."""
+    execution, repo = await _repository(parallax, execution_id)
+    if not execution.state.final:
+        raise ConflictError(f"execution '{execution_id}' is {execution.state}: land it when it has ended")
+    landed = await parallax.workspaces.land(repo, execution_id, branch=body.branch)
+    return json_response(landed)
+
+
+async def _repository(parallax: Any, execution_id: str) -> tuple[Execution, Repository]:
+    execution = await parallax.store.execution(execution_id)
+    if execution.repo is None:
+        raise UsageError(f"execution '{execution_id}' has no repository")
+    return execution, await parallax.workspaces.open_repository(execution.repo, execution.base)
+
+
+async def _branches(parallax: Any, execution: Execution) -> list[dict[str, Any]]:
+    if execution.repo is None or execution.base is None:
+        return []
+    repo = await parallax.workspaces.open_repository(execution.repo, execution.base)
+    shown = []
+    for branch, commit in await parallax.workspaces.branches(repo, execution.id):
+        stat = await parallax.workspaces.diffstat(repo.mirror, execution.base, commit)
+        shown.append(
+            {"branch": branch, "commit": commit, "files": stat.files, "insertions": stat.insertions,
+             "deletions": stat.deletions}
+        )  # fmt: skip
+    return shown
