@@ -318,9 +318,14 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
 
 
+def is_commit(name: str) -> bool:
+    """Whether a name is a full commit id, as git writes it."""
+    return bool(_COMMIT.fullmatch(name))
+
+
 def check_commit(commit: str) -> str:
-    """A full commit id, as git writes it."""
-    if not _COMMIT.fullmatch(commit):
+    """A full commit id."""
+    if not is_commit(commit):
         raise UsageError(f"{commit[:80]!r} is no full commit id")
     return commit
 

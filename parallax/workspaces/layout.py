@@ -159,6 +159,19 @@ def _write_durably(path: Path, content: str) -> None:
     new.replace(path)
 
 
+def settle(new: Path, path: Path) -> None:
+    """Give a finished workspace its name. Where a role without a workspace has left a folder, it moves in there:
+    the server's part last, for with its card the workspace is there."""
+    if not path.exists():
+        new.rename(path)
+        return
+    if (path / "tree").exists():
+        remove(path / "tree")
+    (new / "tree").rename(path / "tree")
+    (new / "git").rename(path / "git")
+    new.rmdir()
+
+
 def copy_into(tree: Path, roots: list[Path | None], source: str, target: str) -> bool:
     """Copy a file that the profile lists into a tree, from the first root that has it.
 

@@ -19,7 +19,7 @@ from typing import Final
 
 from parallax.errors import GitError, RepositoryError, UsageError
 from parallax.workspaces import layout, trees
-from parallax.workspaces.git import Git, Locks, check_branch, check_url, fields, is_url, users_environment
+from parallax.workspaces.git import Git, Locks, check_branch, check_url, fields, is_commit, is_url, users_environment
 
 FETCH_TIMEOUT_S: Final = 1800.0  # a first fetch of a large repository over a slow line is no fault
 _REFSPECS: Final = ("+refs/heads/*:refs/remotes/origin/*", "^refs/heads/parallax/*")
@@ -107,6 +107,9 @@ class Mirrors:
         path = await to_thread(lambda: Path(location).expanduser().resolve())
         checkout = await self.find_checkout(path)
         top = checkout.top or checkout.git_dir
+        mirror = self._mirror_of(str(await to_thread(checkout.common_dir.resolve)))
+        if base and not with_changes and await self._was_base(mirror, base):
+            return Repository(location=str(top), mirror=mirror, base_branch="", base_commit=base, local=top)
         head = await self._resolve(checkout.git_dir, "HEAD")
         if head is None and base is None:
             raise RepositoryError(f"{top} has no commit yet: commit something first")
@@ -116,7 +119,6 @@ class Mirrors:
             raise RepositoryError(
                 f"Uncommitted changes belong to what is checked out, but the base is '{base}': leave one of them out"
             )
-        mirror = self._mirror_of(str(await to_thread(checkout.common_dir.resolve)))
         async with self._locks.hold(str(mirror)):
             await self._refresh(mirror, checkout.common_dir, str(top), commit)
             if with_changes and dirty:
@@ -144,7 +146,7 @@ class Mirrors:
         if commit := await self._resolve(git_dir, f"{branches}{base}"):
             return base, commit
         for other in (f"refs/remotes/{base}", f"refs/remotes/origin/{base}", f"refs/tags/{base}", base):
-            if (other != base or len(base) == 40) and (commit := await self._resolve(git_dir, other)):
+            if (other != base or is_commit(base)) and (commit := await self._resolve(git_dir, other)):
                 return "", commit
         listed = await self._git.run(
             "for-each-ref", "--count=500", "--sort=-committerdate", "--format=%(refname)", branches, git_dir=git_dir
@@ -153,6 +155,13 @@ class Mirrors:
         near = difflib.get_close_matches(base, known, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known[:5]) or 'none'}"
         raise RepositoryError(f"{where} has no branch '{base}': {hint}")
+
+    async def _was_base(self, mirror: Path, commit: str) -> bool:
+        """Whether work was begun from this commit before. A resumed execution has its base in the mirror: it needs
+        neither the network nor the branch, and a base of uncommitted changes is nowhere else."""
+        if not is_commit(commit) or not await to_thread((mirror / "HEAD").exists):
+            return False
+        return await self._resolve(mirror, f"refs/parallax/bases/{commit}") is not None
 
     async def _resolve(self, git_dir: Path, name: str) -> str | None:
         done = await self._git.call(
@@ -203,6 +212,8 @@ class Mirrors:
 
     async def _open_url(self, url: str, base: str | None) -> Repository:
         mirror = self._mirror_of(url.removesuffix("/").removesuffix(".git"))
+        if base and await self._was_base(mirror, base):
+            return Repository(location=url, mirror=mirror, base_branch="", base_commit=base)
         try:
             answer = await self._git.run("ls-remote", "--symref", "--", url, "HEAD")
             async with self._locks.hold(str(mirror)):

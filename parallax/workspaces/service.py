@@ -122,7 +122,7 @@ class WorkspaceService:
             card = layout.Card(repo=repo.location, mirror=repo.mirror.name, base=base, kind=kind)
             async with self._gone_if_failed(new):
                 await self._fill(new, card, role, repo)
-                await to_thread(new.rename, path)
+                await to_thread(layout.settle, new, path)
             fp("clone.done_before_record")
             found = await self._load(execution_id, role, number)
         assert found is not None
@@ -310,6 +310,14 @@ class WorkspaceService:
         return path
 
     # Back to the user
+
+    async def branches(self, repo: Repository, execution_id: str) -> list[tuple[str, str]]:
+        """The branches of an execution and their commits, by name."""
+        layout.check_name(execution_id, "an execution")
+        pattern = f"refs/heads/parallax/{execution_id}/"
+        listed = await self.git.run("for-each-ref", "--format=%(objectname) %(refname)", pattern, git_dir=repo.mirror)
+        pairs = (line.split(" ", 1) for line in listed.splitlines())
+        return [(name.removeprefix("refs/heads/"), commit) for commit, name in pairs]
 
     async def publish(self, repo: Repository, execution_id: str) -> list[tuple[str, str]]:
         """Bring an execution's branches into the user's repository, under `refs/heads/parallax/` alone."""

@@ -47,6 +47,19 @@ async def test_with_changes_takes_tracked_and_untracked_files_as_the_base(servic
     assert state(user) == before
 
 
+async def test_a_base_of_before_is_opened_again_without_asking_the_repository(service, user, served):
+    write(user, {"src/a.py": "changed\n"})
+    local = await service.open_repository(str(user), with_changes=True)
+    url = await service.open_repository(f"{served}/project/.git")
+    git(user, "commit", "-q", "--amend", "-m", "history was rewritten")
+    git(user, "reflog", "expire", "--expire=now", "--all")
+    git(user, "gc", "-q", "--prune=now")
+    assert (await service.open_repository(str(user), local.base_commit)).base_commit == local.base_commit
+    again = await service.open_repository(f"{served}/project/.git", url.base_commit)
+    assert (again.base_commit, again.mirror) == (url.base_commit, url.mirror)
+    assert (await service.create("e", "r", 1, again)).tree.joinpath("src/a.py").read_text() == "A = 1\n"
+
+
 async def test_the_users_global_excludes_count(service, user, tmp_path):
     ignore = tmp_path / "users-home" / ".config" / "git" / "ignore"
     ignore.parent.mkdir(parents=True)

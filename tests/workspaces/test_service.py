@@ -291,6 +291,17 @@ asyncio.run(main())
         git(next((root / "mirrors").glob("*/HEAD")).parent, "fsck", "--connectivity-only")
 
 
+async def test_a_workspace_moves_into_a_folder_that_its_role_has_already(service, repo):
+    scratch = service.root / "exec1" / "engineer.1" / "scratch"
+    write(scratch, {"notes": "1"})
+    write(scratch.parent / "tree", {"half-made": "1"})
+    ws = await service.create("exec1", "engineer", 1, repo)
+    assert (ws.tree / "src/a.py").exists()
+    assert not (ws.tree / "half-made").exists()
+    assert (scratch / "notes").exists()
+    assert [p.name for p in (service.root / "exec1").iterdir()] == ["engineer.1"]
+
+
 async def test_what_fails_in_the_making_leaves_nothing(service, repo):
     with pytest.raises(GitError):
         await service.create("exec1", "engineer", 1, repo, base_commit="0" * 39 + "1")
