@@ -35,7 +35,7 @@ from pydantic import ValidationError
 from parallax._version import __version__
 from parallax.agents.clients import acp_shapes as shapes
 from parallax.agents.clients.common import GRACE_S, MESSAGE_LIMIT, START_S, HasMeta, Pulse, prepare_home
-from parallax.agents.clients.failures import failure, limit_in
+from parallax.agents.clients.failures import failure, hidden_in
 from parallax.agents.clients.report import read_report
 from parallax.agents.clients.wire import CHUNK, FrameTransport, Tail
 from parallax.errors import AgentCrashed, AgentError, AgentStalled, ProtocolViolation, ProviderLimited
@@ -300,13 +300,15 @@ class AcpClient:
     def _result(self, turn: _Turn, response: PromptResponse) -> TaskResult:
         stop, tokens = str(response.stop_reason), response.usage
         silent = not turn.message.strip() and not turn.tools
-        if stop == "end_turn" and self._cli.quirks.end_turn_hides_limit and tokens is None:
-            if limited := limit_in(turn.message):
-                raise limited
-            if silent:
+        if stop == "end_turn" and self._cli.quirks.end_turn_hides_limit:
+            if hidden := hidden_in(turn.message):
+                raise hidden
+            if tokens is None and silent:
                 raise ProviderLimited(
                     "The agent ended its turn at once and used nothing: a rate limit shows so with it"
                 )
+            if tokens is None and not turn.tools:
+                raise failure(turn.message)
         if stop == "end_turn" and silent:
             raise ProtocolViolation("The agent ended its turn without a word or a deed")
         report = read_report(turn.message, turn.task.schema if stop == "end_turn" else None)

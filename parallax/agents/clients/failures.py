@@ -22,6 +22,12 @@ _LOGIN: Final = re.compile(
     re.IGNORECASE,
 )
 _RESET: Final = re.compile(r"(?:\||resets?_?at\D{1,4}|reset(?:s)? (?:at )?)(\d{10})(?:\d{3})?\b", re.IGNORECASE)
+# What Codex says in place of an answer and then ends its turn normally, measured with 429 and 500.
+_HIDDEN: Final = re.compile(
+    r"\s*(exceeded retry limit|stream disconnected|unexpected status \d{3}|we[’']re currently experiencing high demand"
+    r"|you[’']ve hit your usage limit)",
+    re.IGNORECASE,
+)
 AUTH_REQUIRED: Final = -32000  # the protocol's own code
 SHOWN: Final = 400  # characters of a foreign message that people get to see
 
@@ -49,6 +55,11 @@ def failure(message: str, data: Any = None, code: int | None = None) -> AgentErr
     if code == AUTH_REQUIRED or kind.startswith("auth"):
         return LoginNeeded(f"The agent is not logged in: {short(text)}")
     return limit_in(text) or login_in(text) or AgentError(f"The agent ended its turn with an error: {short(text)}")
+
+
+def hidden_in(message: str) -> AgentError | None:
+    """The error in a last message that is the CLI's own complaint, not the model's answer."""
+    return failure(message) if _HIDDEN.match(message) else None
 
 
 def short(text: str) -> str:

@@ -57,6 +57,7 @@ def environment(session: AgentSession) -> tuple[dict[str, str], dict[str, Secret
         "DISABLE_AUTOUPDATER": "1",
         "DISABLE_TELEMETRY": "1",
         "DISABLE_ERROR_REPORTING": "1",
+        "CLAUDE_CODE_MAX_RETRIES": "3",  # of 10: minutes of silent retries; parking and retrying is Parallax's
     }
     if session.model:
         more["ANTHROPIC_MODEL"] = session.model

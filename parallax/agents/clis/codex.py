@@ -52,6 +52,8 @@ def config(session: AgentSession) -> Mapping[str, str]:
             f"base_url = {json.dumps(session.door.url + '/model/openai/v1')}",
             'env_key = "OPENAI_API_KEY"',
             'wire_api = "responses"',
+            "request_max_retries = 2",  # they multiply: 30 requests by default; retrying is Parallax's
+            "stream_max_retries = 2",
         ]
     return {f"{CONFIG_DIR}/config.toml": "\n".join(lines) + "\n"}
 
