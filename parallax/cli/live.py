@@ -55,6 +55,7 @@ class Story:
         self.last_seq = 0
         self.ended: str | None = None
         self.started_at = time.time()
+        self._at: float | None = None
         self._live: Live | None = None
         self._spinner = Spinner("dots")
 
@@ -72,8 +73,8 @@ class Story:
             self._live = None
 
     def say(self, *parts: tuple[str, str] | str) -> None:
-        """A told line, with the time since the start."""
-        stamp = f"{time.time() - self.started_at:6.1f}s  "
+        """A told line, with the time since the start: an event's own time, so that a replay tells the truth."""
+        stamp = f"{(self._at or time.time()) - self.started_at:6.1f}s  "
         self.console.print(styled((stamp, "dim"), *parts))
 
     def _table(self) -> Group:
@@ -100,7 +101,9 @@ class Story:
             self.started_at = event.at
         handler = getattr(self, "_on_" + event.type.replace(".", "_"), None)
         if handler is not None:
+            self._at = event.at
             handler(event)
+            self._at = None
 
     def _agent(self, event: StreamEvent) -> _AgentLine:
         name = agent_name(event.agent_id)
@@ -211,9 +214,9 @@ class Story:
             )  # fmt: skip
             return
         confidence = "" if data["confidence"] is None else f" at {data['confidence']:.2f}"
-        why = f" ({data['detail']})" if data["detail"] else ""
+        why = cut(data["detail"] or "", 80)
         took = f" after {data['attempts']} turns" if data["attempts"] > 1 else ""
-        self.say(("✓ ", "green"), (event.step_key or "", "bold"), f" accepted{confidence}{took}", (cut(why, 80), "dim"))
+        self.say(("✓ ", "green"), (event.step_key or "", "bold"), f" accepted{confidence}{took}", (f"  {why}", "dim"))
 
     def _on_step_failed(self, event: StreamEvent) -> None:
         self.say(("✗ ", "red"), (event.step_key or "", "bold"), f" failed: {cut(event.data['error'], LINE)}")

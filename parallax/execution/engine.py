@@ -372,9 +372,8 @@ class ExecutionEngine:
         )
         spent = Usage()
         for key in journal.finished:
-            recorded = journal.result(key)
-            if recorded and recorded.get("step"):
-                spent += step_from_json(recorded["step"]).usage
+            recorded: dict[str, Any] = journal.result(key) or {}
+            spent += step_from_json(recorded["step"]).usage
         yield Course(
             execution=execution,
             journal=journal,

@@ -87,8 +87,10 @@ class Journal:
 
     @property
     def finished(self) -> tuple[str, ...]:
-        """Keys of the steps that have a result, in the order in which they finished; joins are left out."""
-        return tuple(key for key, entry in self._results.items() if entry.kind == "result" and "/" not in key)
+        """Keys of the steps that have a result, in the order in which they finished."""
+        return tuple(
+            key for key, entry in self._results.items() if entry.body.get("step") is not None and "/" not in key
+        )
 
     def result(self, key: str, asked_hash: str | None = None) -> Json | None:
         """The recorded body, or None. Raises ReplayDivergence when it was recorded for another request."""

@@ -7,6 +7,7 @@ agents give one another. The loop below is the only one in the house that retrie
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +25,7 @@ from parallax.execution.agent_proxy import Slot, role_of
 from parallax.execution.course import Course
 from parallax.execution.questions import Answered, by_preset, new_question_id, routed_to
 from parallax.execution.verification import (
+    SCHEMA,
     Oracles,
     Verdict,
     critique,
@@ -53,6 +55,7 @@ from parallax.workspaces.service import slug
 TURN_S: Final = 7200.0
 CONFLICT_ROUNDS: Final = 2
 SUBJECT_CHARS: Final = 6000
+RED_BEFORE: Final = 0.7
 CAPS: Final = {"approve": 1.0, "revise": 0.6, "reject": 0.3}
 
 
@@ -336,10 +339,18 @@ class StepRunner:
                 "step.verifying", step_key=work.key, agent_id=work.by, oracles=work.oracles.names
             )
             await course.journal.tell(event)
-            found += await self.check(work.oracles, work.commit or work.start)
+            found += await self._checked(work)
         work.checked = tuple(found)
         if found:
             await self.tell_evidence(work.key, work.by, found)
+
+    async def _checked(self, work: _Work) -> list[Evidence]:
+        """The checks on the work; where one is red, whether it was red before the work, too."""
+        found = await self.check(work.oracles, work.commit or work.start)
+        if work.commit is None or all(entry.passed for entry in found):
+            return found
+        before = await self.check(work.oracles, work.start)
+        return [red_before(now, then) for now, then in zip(found, before, strict=True)]
 
     async def check(self, oracles: Oracles, commit: str | None) -> list[Evidence]:
         """Run the checks on a clean checkout of the commit, one after the other."""
@@ -700,6 +711,27 @@ def read_review(result: TaskResult, by: str) -> Reviewed:
     )
 
 
+_COUNTS: Final = re.compile(r"(\d+) passed, (\d+) failed")
+
+
+def red_before(now: Evidence, then: Evidence) -> Evidence:
+    """A red check that was red before the work, too: the work is not to blame if it fails no more and passes more.
+
+    Without more passing tests nothing speaks for the work, so it stays red: a repair that repairs nothing looks so.
+    Such evidence is worth RED_BEFORE: enough to go on to the merge, not enough to be believed; the merged tree decides.
+    """
+    if now.passed is not False or then.passed is not False:
+        return now
+    counts, base = _COUNTS.search(now.detail), _COUNTS.search(then.detail)
+    if counts is None or base is None:
+        return now
+    more = int(counts[1]) - int(base[1])
+    if int(counts[2]) > int(base[2]) or more <= 0:
+        return now
+    detail = f"{now.detail}; {base[2]} failed before the work as well, {more} more pass now"
+    return replace(now, passed=True, score=RED_BEFORE, detail=detail)
+
+
 def could_not_run(oracle: str, why: str) -> Evidence:
     """An oracle that could not run: no pass."""
     return Evidence(oracle=oracle, passed=None, score=None, detail=why)
@@ -725,6 +757,6 @@ def schema_evidence(value: Json, schema: Json) -> Evidence:
     except jsonschema.exceptions.SchemaError as error:
         raise UsageError(f"the schema of the report is no JSON Schema: {error.message}") from error
     if not wrong:
-        return Evidence(oracle="schema", passed=True, score=1.0, detail="the report fits its schema")
+        return Evidence(oracle=SCHEMA, passed=True, score=1.0, detail="the report fits its schema")
     place = "/".join(str(part) for part in wrong[0].absolute_path) or "the report"
-    return Evidence(oracle="schema", passed=False, score=0.0, detail=f"{place}: {wrong[0].message}"[:300])
+    return Evidence(oracle=SCHEMA, passed=False, score=0.0, detail=f"{place}: {wrong[0].message}"[:300])

@@ -15,6 +15,7 @@ from parallax.errors import UsageError
 from parallax.models import Action, Evidence, Json, Policy, Source
 
 PRIOR: Final = 0.5
+SCHEMA: Final = "schema"  # the oracle that looks at the form of a report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +62,12 @@ class Verdict:
 
 
 def judge(evidence: Sequence[Evidence], reported: float | None) -> Verdict:
-    """Evidence before claims: the least score of all evidence; else the agent's report; else the prior."""
-    if evidence:
-        scores = [score_of(entry) for entry in evidence]
+    """Evidence before claims: the least score of all evidence; else the agent's report; else the prior.
+
+    A report that fits its schema has the right form, which says nothing of its content: it only ever counts against.
+    """
+    scores = [score_of(entry) for entry in evidence if not (entry.oracle == SCHEMA and entry.passed)]
+    if scores:
         return Verdict(confidence=min(scores), source=Source.EVIDENCE)
     if reported is not None:
         return Verdict(confidence=reported, source=Source.REPORTED)

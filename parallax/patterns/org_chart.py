@@ -205,7 +205,8 @@ class _Compiler:
         self._check_roles()
         statements: list[n.Statement] = [self._org()]
         steps_path: Path = ("workflow", "steps") if self._flow_wrapped else ("steps",)
-        statements += self._steps(self._model.steps, steps_path, numbered=True)
+        ends = self._model.output is None  # then the last step's value is the program's
+        statements += self._steps(self._model.steps, steps_path, numbered=True, ends=ends)
         if self._model.output is not None:
             path: Path = ("workflow", "output") if self._flow_wrapped else ("output",)
             statements.append(n.ret(self._guarded(self._output(), path)))
@@ -267,43 +268,55 @@ class _Compiler:
 
     # steps
 
-    def _steps(self, steps: Sequence[StepModel], path: Path, *, numbered: bool = False) -> list[n.Statement]:
+    def _steps(
+        self, steps: Sequence[StepModel], path: Path, *, ends: bool, numbered: bool = False
+    ) -> list[n.Statement]:
+        """Statements of a list of steps; with `ends`, the program ends with the value of the last one."""
         statements: list[n.Statement] = []
         for index, step in enumerate(steps):
             here = (*path, index)
             name = _variable(step.id) if step.id and "${" not in step.id else None
             if name is None and numbered and step.has_value:
                 name = f"step_{index}_result"
-            statements.append(self._statement(step, here, name))
+            statements.append(self._statement(step, here, name, ends=ends and index == len(steps) - 1))
             if name is not None:
                 self._names.add(name)
         return statements
 
-    def _statement(self, step: StepModel, path: Path, name: str | None) -> n.Statement:
+    def _block(self, steps: Sequence[StepModel], path: Path, *, ends: bool) -> n.Block:
+        """Steps in a scope of their own: their names are not known after it."""
+        known = set(self._names)
+        block = n.Block(tuple(self._steps(steps, path, ends=ends)))
+        self._names = known
+        return block
+
+    def _statement(self, step: StepModel, path: Path, name: str | None, *, ends: bool = False) -> n.Statement:
         comment = step.description
         match step.type:
             case "return":
                 return n.ret(self._value(step.value, (*path, "value")), comment=comment)
             case "condition":
-                return self._condition(step, path, comment)
+                return self._condition(step, path, comment, ends=ends)
             case "confidence":
-                return self._confidence(step, path, comment)
+                return self._confidence(step, path, comment, ends=ends)
             case "sequential":
-                return n.Block(tuple(self._steps(step.steps, (*path, "steps"))), comment=comment)
+                return n.Block(tuple(self._steps(step.steps, (*path, "steps"), ends=ends)), comment=comment)
             case _:
                 call = self._call(step, path, each=None)
+                if ends:
+                    return n.ret(call, comment=comment)
                 return n.const(name, call, comment=comment) if name else n.do(call, comment=comment)
 
-    def _condition(self, step: StepModel, path: Path, comment: str | None) -> n.Statement:
+    def _condition(self, step: StepModel, path: Path, comment: str | None, *, ends: bool) -> n.Statement:
         test = self._guarded(step.check or "", (*path, "check"))
-        then = n.Block(tuple(self._steps(step.then, (*path, "then"))))
-        otherwise = n.Block(tuple(self._steps(step.otherwise, (*path, "else")))) if step.otherwise else None
+        then = self._block(step.then, (*path, "then"), ends=ends)
+        otherwise = self._block(step.otherwise, (*path, "else"), ends=ends) if step.otherwise else None
         return n.If(test, then, otherwise, comment=comment)
 
-    def _confidence(self, step: StepModel, path: Path, comment: str | None) -> n.Statement:
+    def _confidence(self, step: StepModel, path: Path, comment: str | None, *, ends: bool) -> n.Statement:
         value = self._value(step.of, (*path, "of"))
         branches = tuple(
-            n.Branch(band, n.Block(tuple(self._steps(steps, (*path, band)))))
+            n.Branch(band, self._block(steps, (*path, band), ends=ends))
             for band in ("high", "medium", "low", "default")
             if (steps := getattr(step, band))
         )

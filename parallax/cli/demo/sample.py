@@ -26,6 +26,7 @@ def median(values):
 '''
 _FILES: Final[dict[str, str]] = {
     "README.md": "# tally\n\nSmall statistics without dependencies.\n",
+    ".gitignore": "__pycache__/\n",
     "tally/__init__.py": '"""Small statistics without dependencies."""\n',
     "tally/stats.py": _STATS,
     "tests/__init__.py": "",
