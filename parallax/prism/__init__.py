@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from . import nodes as nodes
+from .check import Diagnostic as Diagnostic
+from .check import check as check
 from .errors import PrismCancelled as PrismCancelled
 from .errors import PrismError as PrismError
 from .errors import PrismHostError as PrismHostError
@@ -28,15 +30,23 @@ from .host import Outcome as Outcome
 from .limits import Limits as Limits
 from .modules import Program as Program
 from .modules import checked_tree, gather, make_program
+from .printer import unparse as unparse
 from .runtime import Evaluation as Evaluation
 from .runtime import PrismRuntime as PrismRuntime
 from .runtime import TraceEvent as TraceEvent
 from .runtime import evaluate as evaluate
+from .statements import parse_program
 
 
 def parse(source: str, *, path: str = "<source>") -> nodes.Program:
     """The tree of a source, checked; raises at the first mistake."""
     return checked_tree(source, path)
+
+
+def format(source: str, *, path: str = "<source>") -> str:  # noqa: A001
+    """The source in the house style, its comments kept."""
+    checked_tree(source, path)
+    return unparse(parse_program(source, path, comments=True))
 
 
 def compile(source: str, *, path: str = "main.prism", bundle: Mapping[str, str] | None = None) -> Program:  # noqa: A001

@@ -18,7 +18,7 @@ class Parts(NamedTuple):
     confidence: float | None
 
 
-def _open(value: Value, kind: type, name: str) -> Parts:
+def _open(value: Value, kind: type[Array | Object], name: str) -> Parts:
     inner = peel(value)
     if type(inner) is not kind:
         raise fail(f"Cannot destructure non-{name} value")
@@ -38,7 +38,7 @@ def at_confidence(value: Value, confidence: float | None) -> Value:
 
 
 def item_array(parts: Parts, index: int) -> Value:
-    return at_confidence(parts.items[index] if index < len(parts.items) else None, parts.confidence)  # type: ignore[call-overload,index]
+    return at_confidence(parts.items[index] if index < len(parts.items) else None, parts.confidence)  # type: ignore[index]
 
 
 def item_object(parts: Parts, key: str) -> Value:

@@ -13,7 +13,7 @@ from functools import cmp_to_key
 from typing import Any
 
 from .limits import exceeded
-from .methods import Direct, Steps, truth
+from .methods import Direct, Steps
 from .operators import power
 from .values import (
     Array,
@@ -74,24 +74,22 @@ class Builtins:
             "Boolean": self.converter("Boolean", truthy),
         }
         table: Table = {name: Function(name, call) for name, call in simple.items()}
-        table["console"] = self.namespace(
-            "console",
-            {
+        table["console"] = self.namespace({
                 "log": self.printer(""),
                 "warn": self.printer(""),
                 "error": self.printer(""),
                 "debug": self.printer("[DEBUG] "),
             },
         )
-        table["Object"] = self.namespace("Object", self.object_functions())
-        table["JSON"] = self.namespace("JSON", {"parse": self.json_parse, "stringify": self.json_stringify})
+        table["Object"] = self.namespace(self.object_functions())
+        table["JSON"] = self.namespace({"parse": self.json_parse, "stringify": self.json_stringify})
         table["Math"] = self.math(table)
-        table["Array"] = self.namespace("Array", {"isArray": self.is_array})
-        table["Promise"] = self.namespace("Promise", {"resolve": self.promise_resolve, "all": self.promise_all})
+        table["Array"] = self.namespace({"isArray": self.is_array})
+        table["Promise"] = self.namespace({"resolve": self.promise_resolve, "all": self.promise_all})
         return table
 
     @staticmethod
-    def namespace(name: str, functions: dict[str, Callable[..., Value]], more: Table | None = None) -> Object:
+    def namespace(functions: dict[str, Callable[..., Value]], more: Table | None = None) -> Object:
         result = Object({key: Function(key, call) for key, call in functions.items()})
         result.update(more or {})
         result.depth, result.step = 1, None
@@ -139,7 +137,7 @@ class Builtins:
         def steps() -> Steps:
             result = []
             for i, x in enumerate(xs):
-                if truth((yield function, (x, float(i), xs))):
+                if truthy((yield function, (x, float(i), xs))):
                     result.append(x)
             return self.wrap(self.meter.array(result), args[0])
 
@@ -465,8 +463,7 @@ class Builtins:
             "sign": lambda x: x if x != x or x == 0 else math.copysign(1.0, x),
         }
         calls = {name: one(name, compute) for name, compute in functions.items()}
-        return self.namespace(
-            "Math", {**calls, "pow": pow_}, {"max": table["max"], "min": table["min"], "PI": math.pi, "E": math.e}
+        return self.namespace({**calls, "pow": pow_}, {"max": table["max"], "min": table["min"], "PI": math.pi, "E": math.e}
         )
 
     def converter(self, name: str, convert: Callable[[Value], Value]) -> Callable[..., Value]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from types import CodeType
 
 from . import nodes as n
-from .compiler import OP_NAMES, LAZY, const, load
+from .compiler import LAZY, OP_NAMES, const, load
 from .errors import Span
 from .patterns import PatternCompiler
 from .scopes import Frame, Scope, Variable, captures_own_names, declared_names, own_nodes, pattern_names

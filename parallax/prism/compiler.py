@@ -67,7 +67,22 @@ OP_NAMES = {
     "~||>": "c_best",
 }
 SYNC_BUILTINS = frozenset(
-    "print range max min Number String Boolean voting consensus merge best first average majorityVote".split()
+    [
+        "print",
+        "range",
+        "max",
+        "min",
+        "Number",
+        "String",
+        "Boolean",
+        "voting",
+        "consensus",
+        "merge",
+        "best",
+        "first",
+        "average",
+        "majorityVote",
+    ]
 )
 SYNC_NAMESPACES = frozenset(("Object", "JSON", "Math", "console", "Array"))
 CHAINS = (n.Binary, n.Pipeline, n.PropertyAccess, n.OptionalChain, n.Index, n.Call, n.ConfidenceExpression)
@@ -101,6 +116,7 @@ class ExpressionCompiler:
         self.traced = traced
         self.builtins = builtins
         self.bound = all_bound_names(tree)
+        self.unknown: list[tuple[str, Span | None]] = []  # names that no scope declares: for `check`
         self.counter = 0
         self.frame = Frame("main", hosted)
         self.out: list[ast.stmt] = self.frame.body
@@ -220,6 +236,8 @@ class ExpressionCompiler:
             at = at.parent
         if name in self.builtins:
             return load(f"g_{name}")
+        if scope is self.scope:
+            self.unknown.append((name, span))
         place = span or Span(self.path, 0, 0)
         return self.helper("lookup", const(name), const(place.line), const(place.column), span=span)
 
@@ -281,6 +299,8 @@ class ExpressionCompiler:
         return self.read(node.name, node.span)
 
     def do_Placeholder(self, _node: n.Placeholder) -> ast.expr:  # noqa: N802
+        if not self.placeholders:  # only `check` compiles a misplaced one
+            return const(None)
         name, used = self.placeholders[-1]
         used[0] = True
         return load(name)
@@ -413,7 +433,7 @@ class ExpressionCompiler:
             return ast.IfExp(test, right, again)
         result = self.fresh()
         held = self.fresh()
-        self.assign(held, first if isinstance(first, ast.Constant) else first)
+        self.assign(held, first)
         out.append(ast.Assign([self.store(result)], right))
         self.emit(
             ast.If(self.helper(LAZY_TESTS[node.op], load(held)), out, [ast.Assign([self.store(result)], load(held))])

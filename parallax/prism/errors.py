@@ -97,7 +97,7 @@ class PrismLimitError(PrismError):
         self.amount = amount
 
 
-class PrismCancelled(PrismError):  # noqa: N818  # the name is the specification's
+class PrismCancelled(PrismError):  # the name is the specification's
     """The host cancelled the run."""
 
     label = "CANCELLED"

@@ -13,12 +13,21 @@ from .errors import Span
 from .values import Confident, Value, tag
 
 RULES = {
-    "attach": "stated with ~>", "add": "+ takes the least", "sub": "- takes the least", "mul": "* takes the least",
-    "div": "/ takes the least", "c_or": "~|| takes the greatest", "c_best": "~||> takes the more confident side",
-    "confident_choice": "~? multiplies condition and branch", "get": "a member has its object's confidence, times its own",
-    "get_sure": "a member has its object's confidence, times its own", "index": "an element has its container's confidence",
-    "item_array": "destructuring passes the container's confidence on", "item_object": "destructuring passes the container's confidence on",
-    "default_object": "destructuring passes the container's confidence on", "piped": "~|> keeps the left side's confidence",
+    "attach": "stated with ~>",
+    "add": "+ takes the least",
+    "sub": "- takes the least",
+    "mul": "* takes the least",
+    "div": "/ takes the least",
+    "c_or": "~|| takes the greatest",
+    "c_best": "~||> takes the more confident side",
+    "confident_choice": "~? multiplies condition and branch",
+    "get": "a member has its object's confidence, times its own",
+    "get_sure": "a member has its object's confidence, times its own",
+    "index": "an element has its container's confidence",
+    "item_array": "destructuring passes the container's confidence on",
+    "item_object": "destructuring passes the container's confidence on",
+    "default_object": "destructuring passes the container's confidence on",
+    "piped": "~|> keeps the left side's confidence",
     "gate": "~?> keeps what passes",
 }
 
@@ -56,8 +65,11 @@ def explained(name: str, rule: Callable[..., Value], place: Callable[[], Span]) 
         result = rule(*args)
         if type(result) is Confident and result.why is None:
             operands = tuple(
-                Operand(type=tag(arg), confidence=arg.confidence if type(arg) is Confident else None,
-                        why=arg.why if type(arg) is Confident else None)
+                Operand(
+                    type=tag(arg),
+                    confidence=arg.confidence if type(arg) is Confident else None,
+                    why=arg.why if type(arg) is Confident else None,
+                )
                 for arg in args
                 if not isinstance(arg, tuple)
             )

@@ -11,7 +11,7 @@ import types
 from functools import partial
 from typing import Any
 
-from .values import Array, Confident, Function, Object, Promise, SLOT, STRING_OVERHEAD
+from .values import SLOT, STRING_OVERHEAD, Array, Confident, Function, Object, Promise
 
 _LEAVES = (float, bool, int, type(None))
 _PLAIN = (list, tuple, set)

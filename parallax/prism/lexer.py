@@ -8,21 +8,122 @@ own, so positions inside stay real. Called by `parser`.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from .errors import PrismLexError, Span
 from .limits import DEFAULT, Limits, exceeded
 
 RESERVED = frozenset(
-    "if else uncertain high medium low default in context agents Agent function fn return let const match true false "
-    "null undefined for while break continue typeof instanceof import export from as async await try catch finally do "
-    "throw".split()
+    [
+        "if",
+        "else",
+        "uncertain",
+        "high",
+        "medium",
+        "low",
+        "default",
+        "in",
+        "context",
+        "agents",
+        "Agent",
+        "function",
+        "fn",
+        "return",
+        "let",
+        "const",
+        "match",
+        "true",
+        "false",
+        "null",
+        "undefined",
+        "for",
+        "while",
+        "break",
+        "continue",
+        "typeof",
+        "instanceof",
+        "import",
+        "export",
+        "from",
+        "as",
+        "async",
+        "await",
+        "try",
+        "catch",
+        "finally",
+        "do",
+        "throw",
+    ]
 )
 
-_OPERATORS = (
-    "~||> ... === !== ~>= ~?? ~?> ~&& ~@> ~|> ~|| ~+= ~-= ~*= ~/= ~== ~!= ~<= += -> -= *= ** /= %= ?. ?? == => != <= "
-    "<~ >= ~> ~? ~+ ~- ~* ~/ ~< ~. ~~ && |> || + - * / % ( ) { } [ ] , . : ; ? = ! < > ~"
-).split()
+_OPERATORS = [
+    "~||>",
+    "...",
+    "===",
+    "!==",
+    "~>=",
+    "~??",
+    "~?>",
+    "~&&",
+    "~@>",
+    "~|>",
+    "~||",
+    "~+=",
+    "~-=",
+    "~*=",
+    "~/=",
+    "~==",
+    "~!=",
+    "~<=",
+    "+=",
+    "->",
+    "-=",
+    "*=",
+    "**",
+    "/=",
+    "%=",
+    "?.",
+    "??",
+    "==",
+    "=>",
+    "!=",
+    "<=",
+    "<~",
+    ">=",
+    "~>",
+    "~?",
+    "~+",
+    "~-",
+    "~*",
+    "~/",
+    "~<",
+    "~.",
+    "~~",
+    "&&",
+    "|>",
+    "||",
+    "+",
+    "-",
+    "*",
+    "/",
+    "%",
+    "(",
+    ")",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ".",
+    ":",
+    ";",
+    "?",
+    "=",
+    "!",
+    "<",
+    ">",
+    "~",
+]
 
 _TOKEN = re.compile(
     r"(?P<space>(?:[ \t\r\n]+|//[^\n]*|/\*(?:[^*]|\*(?!/))*+(?:\*/|\Z))+)"
@@ -81,6 +182,7 @@ class Lexer:
         self.limits = limits
         self.lines = line_starts(source) if lines is None else lines
         self.comments: list[Token] = []
+        self.errors: list[PrismLexError] | None = None  # set by `check`: note an error and go on
 
     def tokens(self) -> list[Token]:
         """All tokens, the last of kind eof."""
@@ -97,14 +199,23 @@ class Lexer:
             found = match(source, pos, end)
             if found is None:
                 message = f"Unexpected character '{source[pos]}' at line {line}, column {column}"
-                raise PrismLexError(message, span=Span(self.path, line, column), hint=_HINTS.get(source[pos]))
+                error = PrismLexError(message, span=Span(self.path, line, column), hint=_HINTS.get(source[pos]))
+                self._note(error)
+                pos += 1
+                continue
             kind, text, stop = found.lastgroup, found.group(), found.end()
             if kind == "space":
                 self.comments.append(Token("space", text, pos, stop, line, column)) if "/" in text else None
                 pos = stop
                 continue
             if kind == "quote":
-                token = self._string(pos, line, column)
+                try:
+                    token = self._string(pos, line, column)
+                except PrismLexError as unclosed:
+                    self._note(unclosed)
+                    newline = source.find("\n", pos, end)
+                    stop = end if newline < 0 else newline
+                    token = Token("str", "", pos, stop, line, column, (), text)
             elif kind == "id":
                 kind = "op" if text == "_" else "word" if text in RESERVED else "id"
                 token = Token(kind, text, pos, stop, line, column)
@@ -117,6 +228,11 @@ class Lexer:
         row = self._row(end)
         result.append(Token("eof", "", end, end, row + 1, end - lines[row]))
         return result
+
+    def _note(self, error: PrismLexError) -> None:
+        if self.errors is None:
+            raise error
+        self.errors.append(error)
 
     def _row(self, pos: int) -> int:
         low, high = 0, len(self.lines)
@@ -227,7 +343,7 @@ class Lexer:
             hint="a string over several lines takes single backticks: `…`",
         )
 
-    def _unterminated(self, quote: str, start: int) -> None:
+    def _unterminated(self, quote: str, start: int) -> NoReturn:
         place = self.place(start)
         at = f"line {place.line}, column {place.column}"
         if quote.startswith("`"):

@@ -28,8 +28,8 @@ from .values import (
     scaled,
     tag,
     text_of,
+    truthy,
 )
-from .values import truthy as truth
 
 
 class Direct(NamedTuple):
@@ -204,7 +204,7 @@ class Members:
             function = callback(f, "filter")
             result = []
             for i, x in enumerate(xs):
-                if truth((yield function, (x, float(i), xs))):
+                if truthy((yield function, (x, float(i), xs))):
                     result.append(x)
             return array(result)
 
@@ -230,7 +230,7 @@ class Members:
             def run(xs: Array, f: Value) -> Steps:
                 function = callback(f, name)
                 for i, x in enumerate(xs):
-                    if truth((yield function, (x, float(i), xs))) is wanted:
+                    if truthy((yield function, (x, float(i), xs))) is wanted:
                         return found(i, x)
                 return missing
 

@@ -64,8 +64,14 @@ def bundle_hash(bundle: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def make_program(source: str, *, path: str = "main.prism", bundle: Mapping[str, str] | None = None,
-                 tree: n.Program | None = None, limits: Limits = DEFAULT) -> Program:
+def make_program(
+    source: str,
+    *,
+    path: str = "main.prism",
+    bundle: Mapping[str, str] | None = None,
+    tree: n.Program | None = None,
+    limits: Limits = DEFAULT,
+) -> Program:
     texts = {**(bundle or {}), path: source}
     if tree is None:
         tree = checked_tree(source, path, limits)

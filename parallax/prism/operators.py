@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 from .limits import exceeded
 from .values import (
+    Array,
     Confident,
     Function,
     Meter,
     Object,
-    Array,
     Promise,
     Value,
     confidence_of,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 from . import nodes as n
-from .errors import PrismLimitError, PrismParseError, Span
+from .errors import PrismError, PrismLimitError, PrismParseError, Span
 from .lexer import Hole, Lexer, Token
 from .limits import DEFAULT, Limits, exceeded
 
@@ -42,15 +42,22 @@ class ExpressionParser:
     """Expressions and patterns over one list of tokens."""
 
     def __init__(
-        self, source: str, path: str = "<source>", *, limits: Limits = DEFAULT, comments: bool = False
+        self,
+        source: str,
+        path: str = "<source>",
+        *,
+        limits: Limits = DEFAULT,
+        comments: bool = False,
+        recover: bool = False,
     ) -> None:
         self.source = source
         self.path = path
         self.limits = limits
         self.lexer = Lexer(source, path, limits=limits)
+        self.lexer.errors = [] if recover else None
         self.nesting = 0
         self.plain_arrow = False  # a guard or an arm's threshold: `=>` ends it (2.2 rule 5)
-        self.errors: list[PrismParseError] | None = None
+        self.errors: list[PrismError] | None = [] if recover else None
         self.keep_comments = comments
         self.comments: dict[int, str] = {}
         self.set_tokens(self.lexer.tokens())
@@ -109,7 +116,7 @@ class ExpressionParser:
         token = token or self.token
         before = self.tokens[self.at - 1] if self.at else None
         raise PrismParseError(
-            message, span=self.span(token), hint=hint or hint_for(message, token, before, self.peek())
+            message, span=self.span(token), hint=hint or hint_for(message, token, before)
         )
 
     @contextmanager
@@ -205,11 +212,12 @@ class ExpressionParser:
         return n.Unary(token.text, operand, span=self.span(token))
 
     def postfix(self) -> n.Expr:
+        start = self.token
         left = self.primary()
         while self.token.kind == "op":
             token = self.token
             if token.text == "(":
-                left = n.Call(left, self.arguments(), span=self.span(token))
+                left = n.Call(left, self.arguments(), span=self.span(start))
             elif token.text in (".", "?.", "~."):
                 self.advance()
                 if self.token.kind not in ("id", "word"):
@@ -322,8 +330,7 @@ class ExpressionParser:
     def template(self, token: Token) -> n.Expr:
         parts: list[str | n.Expr] = []
         with self.nest():
-            for part in token.parts:
-                parts.append(self.hole(part) if isinstance(part, Hole) else part)
+            parts.extend(self.hole(part) if isinstance(part, Hole) else part for part in token.parts)
         return n.Interpolated(tuple(parts), fenced=token.quote == "```", span=self.span(token))
 
     def hole(self, hole: Hole) -> n.Expr:
@@ -573,7 +580,7 @@ def _closing(tokens: list[Token]) -> dict[int, int]:
     return result
 
 
-def hint_for(message: str, token: Token, before: Token | None, after: Token) -> str | None:
+def hint_for(message: str, token: Token, before: Token | None) -> str | None:
     """One sentence for the mistakes that people really make."""
     text = token.text if token.kind in ("op", "word") else ""
     if before is not None and before.text == "for" and text == "(":

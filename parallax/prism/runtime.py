@@ -30,8 +30,23 @@ from .methods import Direct, Members
 from .modules import Program, checked_tree, make_program, resolve, show_line
 from .operators import HIGH, MEDIUM, Operators
 from .values import (
-    Array, Confident, Function, Meter, Object, Promise, Value, confidence_of, fail, from_plain, peel, scaled, tag,
-    text_of, to_plain, truthy, type_name,
+    Array,
+    Confident,
+    Function,
+    Meter,
+    Object,
+    Promise,
+    Value,
+    confidence_of,
+    fail,
+    from_plain,
+    peel,
+    scaled,
+    tag,
+    text_of,
+    to_plain,
+    truthy,
+    type_name,
 )
 from .words import Branch, FatalHostError, Words
 
@@ -69,8 +84,16 @@ Trace = Callable[[TraceEvent], None]
 class Machine:
     """One run of one program."""
 
-    def __init__(self, program: Program, limits: Limits, host: Host | None, given: Mapping[str, Any], *,
-                 trace: Trace | None = None, explain: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        limits: Limits,
+        host: Host | None,
+        given: Mapping[str, Any],
+        *,
+        trace: Trace | None = None,
+        explain: bool = False,
+    ) -> None:
         self.program = program
         self.limits = limits
         self.host = host
@@ -85,7 +108,9 @@ class Machine:
         self.modules: dict[str, dict[str, Value]] = {}
         self.importing: list[str] = []
         table = {
-            **Builtins(self.meter, self.write).table(), **Helpers(self.meter).table(), **self.words.table(),
+            **Builtins(self.meter, self.write).table(),
+            **Helpers(self.meter).table(),
+            **self.words.table(),
         }
         self.names = frozenset(table)
         self.globals: dict[str, Any] = {"__builtins__": {}, **self.helpers(explain=explain)}
@@ -98,26 +123,65 @@ class Machine:
         operators, members, bound = Operators(self.meter), self.members, binding.Binding(self.meter)
         rules: dict[str, Callable[..., Value]] = {
             **{py: operators.binary(op) for op, py in OP_NAMES.items()},
-            "attach": operators.attach, "get": members.get, "get_sure": members.get_sure, "get_optional": members.get_optional,
-            "index": members.index, "confident_choice": operators.ternary, "piped": operators.piped,
-            "item_array": binding.item_array, "item_object": binding.item_object, "default_object": binding.default_object,
+            "attach": operators.attach,
+            "get": members.get,
+            "get_sure": members.get_sure,
+            "get_optional": members.get_optional,
+            "index": members.index,
+            "confident_choice": operators.ternary,
+            "piped": operators.piped,
+            "item_array": binding.item_array,
+            "item_object": binding.item_object,
+            "default_object": binding.default_object,
         }
         if explain:
             rules = {name: explained(name, rule, self.place) for name, rule in rules.items()}
         return {
             **rules,
-            **{name: getattr(binding, name) for name in
-               ("take_array", "take_object", "has_key", "threshold", "meets", "passing", "match_array", "match_object", "matches")},
+            **{
+                name: getattr(binding, name)
+                for name in (
+                    "take_array",
+                    "take_object",
+                    "has_key",
+                    "threshold",
+                    "meets",
+                    "passing",
+                    "match_array",
+                    "match_object",
+                    "matches",
+                )
+            },
             **{name: getattr(bound, name) for name in ("rest_array", "rest_object", "slice_rest", "key_rest")},
-            "m": self.meter, "type": type, "float_": float, "tuple_": tuple, "Fn": Function, "CORO": CoroutineType, "UNSET": UNSET,
-            "NULL": None, "NO_THRESHOLD": None, "EMPTY_ARRAY": self.meter.array(()), "EMPTY_OBJECT": self.meter.object({}),
-            "MAX_DEPTH": self.limits.call_depth, "MAX_LOOPS": self.limits.loop_iterations,
+            "m": self.meter,
+            "type": type,
+            "float_": float,
+            "tuple_": tuple,
+            "Fn": Function,
+            "CORO": CoroutineType,
+            "UNSET": UNSET,
+            "NULL": None,
+            "NO_THRESHOLD": None,
+            "EMPTY_ARRAY": self.meter.array(()),
+            "EMPTY_OBJECT": self.meter.object({}),
+            "MAX_DEPTH": self.limits.call_depth,
+            "MAX_LOOPS": self.limits.loop_iterations,
             "FATAL": (PrismLimitError, PrismCancelled, asyncio.CancelledError, FatalHostError),
-            "CATCHABLE": (PrismRuntimeError, PrismHostError), "ANY": (Exception, asyncio.CancelledError),
-            "array": self.meter.array, "object": self.meter.object, "truthy": truthy, "falsy": lambda v: not truthy(v),
-            "is_null": lambda v: peel(v) is None, "unsure": lambda v: confidence_of(v) < MEDIUM, "sure": lambda v: confidence_of(v) >= HIGH,
-            "negate": operators.negate, "confidence_of": confidence_of, "type_name": type_name, "make_function": make_function,
-            "settle": lambda v: v.value if type(v) is Promise else v, "plain_text": partial(text_of, meter=self.meter, plain=True),
+            "CATCHABLE": (PrismRuntimeError, PrismHostError),
+            "ANY": (Exception, asyncio.CancelledError),
+            "array": self.meter.array,
+            "object": self.meter.object,
+            "truthy": truthy,
+            "falsy": lambda v: not truthy(v),
+            "is_null": lambda v: peel(v) is None,
+            "unsure": lambda v: confidence_of(v) < MEDIUM,
+            "sure": lambda v: confidence_of(v) >= HIGH,
+            "negate": operators.negate,
+            "confidence_of": confidence_of,
+            "type_name": type_name,
+            "make_function": make_function,
+            "settle": lambda v: v.value if type(v) is Promise else v,
+            "plain_text": partial(text_of, meter=self.meter, plain=True),
             **{name: getattr(self, name) for name in _OWN},
         }
 
@@ -265,8 +329,13 @@ class Machine:
         except StopIteration as stop:
             return stop.value
 
-    async def drive_waiting(self, steps: Generator[Any, Value, Value], waiting: Coroutine[Any, Any, Value] | None, depth: int,
-                            value: Value = None) -> Value:
+    async def drive_waiting(
+        self,
+        steps: Generator[Any, Value, Value],
+        waiting: Coroutine[Any, Any, Value] | None,
+        depth: int,
+        value: Value = None,
+    ) -> Value:
         try:
             if waiting is not None:
                 value = await waiting
@@ -371,7 +440,13 @@ class Machine:
                 limits[name] = level
             if limits["medium"] > limits["high"]:
                 raise fail("Uncertain band 'medium' must not be above 'high'")
-        return "high" if value.confidence >= limits["high"] else "medium" if value.confidence >= limits["medium"] else "low"
+        return (
+            "high"
+            if value.confidence >= limits["high"]
+            else "medium"
+            if value.confidence >= limits["medium"]
+            else "low"
+        )
 
     # --- output, places ---
 
@@ -448,13 +523,19 @@ class Machine:
         if name not in exports:
             if path in self.importing:
                 return None
-            raise fail(f"Module {path} has no default export" if what == "default" else f"Module {path} has no export named '{name}'")
+            raise fail(
+                f"Module {path} has no default export"
+                if what == "default"
+                else f"Module {path} has no export named '{name}'"
+            )
         return exports[name]
 
     def export(self, path: str, name: str, value: Value) -> None:
         self.modules.setdefault(path, {})[name] = value
 
-    def export_all(self, path: str, module: tuple[str, dict[str, Value]], names: tuple[tuple[str, str], ...] | None) -> None:
+    def export_all(
+        self, path: str, module: tuple[str, dict[str, Value]], names: tuple[tuple[str, str], ...] | None
+    ) -> None:
         source, exports = module
         pairs = [(k, k) for k in exports if k != "default"] if names is None else names
         for name, alias in pairs:
@@ -478,7 +559,9 @@ class Machine:
     def result(self, value: Value) -> Evaluation:
         confidence = value.confidence if type(value) is Confident else None
         why = value.why if type(value) is Confident else None
-        return Evaluation(value=to_plain(peel(value)), confidence=confidence, output=self.output, step=step_of(value), why=why)
+        return Evaluation(
+            value=to_plain(peel(value)), confidence=confidence, output=self.output, step=step_of(value), why=why
+        )
 
     def placed(self, error: PrismError) -> PrismError:
         """The error as it leaves the run: with its place, its source line and its final words."""
@@ -496,11 +579,43 @@ class Machine:
         return error
 
 
-_OWN = (
-    "lookup undefined assign_global too_early is_const duplicate branch guard_branch checkpoint pause grace too_deep "
-    "too_many_rounds call bound invoke pipe concat join_arrays spread_array spread_call spread_object throw caught each "
-    "sure_only loop_band seen_confidence band trace check_export import_module imported export export_all"
-).split()
+_OWN = [
+    "lookup",
+    "undefined",
+    "assign_global",
+    "too_early",
+    "is_const",
+    "duplicate",
+    "branch",
+    "guard_branch",
+    "checkpoint",
+    "pause",
+    "grace",
+    "too_deep",
+    "too_many_rounds",
+    "call",
+    "bound",
+    "invoke",
+    "pipe",
+    "concat",
+    "join_arrays",
+    "spread_array",
+    "spread_call",
+    "spread_object",
+    "throw",
+    "caught",
+    "each",
+    "sure_only",
+    "loop_band",
+    "seen_confidence",
+    "band",
+    "trace",
+    "check_export",
+    "import_module",
+    "imported",
+    "export",
+    "export_all",
+]
 _UNDEFINED_HINTS = {
     "var": "declare with let or const",
     "Math": None,
@@ -531,7 +646,7 @@ def arity_message(function: Function, count: int) -> str:
 
 def code_span(code: CodeType, lasti: int) -> Span:
     line, _, column, _ = next(itertools.islice(code.co_positions(), lasti // 2, None), (1, 1, 0, 0))
-    return Span(code.co_filename[len(MARK):], line or 1, column or 0)
+    return Span(code.co_filename[len(MARK) :], line or 1, column or 0)
 
 
 def traceback_span(trace: TracebackType | None) -> Span | None:
@@ -545,8 +660,15 @@ def traceback_span(trace: TracebackType | None) -> Span | None:
     return code_span(*found) if found else None
 
 
-def evaluate(source: str, *, globals: Mapping[str, Any] | None = None, limits: Limits | None = None,  # noqa: A002
-             path: str = "<source>", trace: Trace | None = None, explain: bool = False) -> Evaluation:
+def evaluate(
+    source: str,
+    *,
+    globals: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,  # noqa: A002
+    path: str = "<source>",
+    trace: Trace | None = None,
+    explain: bool = False,
+) -> Evaluation:
     """Run a program at once, without a host: effects fail, everything else works."""
     limits = limits or Limits()
     tree = checked_tree(source, path, limits)
@@ -554,15 +676,23 @@ def evaluate(source: str, *, globals: Mapping[str, Any] | None = None, limits: L
     return run_sync(program, globals=globals or {}, limits=limits, trace=trace, explain=explain)
 
 
-def run_sync(program: Program, *, globals: Mapping[str, Any], limits: Limits, trace: Trace | None = None,  # noqa: A002
-             explain: bool = False) -> Evaluation:
+def run_sync(
+    program: Program,
+    *,
+    globals: Mapping[str, Any],
+    limits: Limits,
+    trace: Trace | None = None,  # noqa: A002
+    explain: bool = False,
+) -> Evaluation:
     machine = Machine(program, limits, None, globals, trace=trace, explain=explain)
     try:
         return machine.result(machine.main(program.path)(0))
     except PrismError as error:
         raise _with_output(machine.placed(error), machine) from None
     except (RecursionError, MemoryError):
-        raise _with_output(machine.placed(PrismLimitError("call depth", limits.call_depth, limits.call_depth + 1)), machine) from None
+        raise _with_output(
+            machine.placed(PrismLimitError("call depth", limits.call_depth, limits.call_depth + 1)), machine
+        ) from None
 
 
 def _with_output(error: PrismError, machine: Machine) -> PrismError:
@@ -574,8 +704,16 @@ def _with_output(error: PrismError, machine: Machine) -> PrismError:
 class PrismRuntime:
     """One hosted run of a program. `run` may be called once."""
 
-    def __init__(self, program: Program, host: Host, *, globals: Mapping[str, Any] | None = None,  # noqa: A002
-                 limits: Limits | None = None, trace: Trace | None = None, explain: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        host: Host,
+        *,
+        globals: Mapping[str, Any] | None = None,  # noqa: A002
+        limits: Limits | None = None,
+        trace: Trace | None = None,
+        explain: bool = False,
+    ) -> None:
         self.program = program
         self.limits = limits or Limits.hosted()
         self.machine = Machine(program, self.limits, host, globals or {}, trace=trace, explain=explain)
@@ -625,5 +763,3 @@ class PrismRuntime:
         self.machine.words.enter(Branch())
         self.machine.yielded = time.monotonic()
         return await self.machine.main(self.program.path)(0)
-
-

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from . import nodes as n
-from .errors import PrismLexError, PrismParseError
+from .errors import PrismError, PrismLexError, PrismParseError
 from .lexer import Token
 from .limits import DEFAULT, Limits, exceeded
 from .parser import ASSIGNMENTS, IMMUTABLE, ExpressionParser
@@ -18,9 +18,28 @@ from .parser import ASSIGNMENTS, IMMUTABLE, ExpressionParser
 S = TypeVar("S", bound=n.Statement)
 BANDS = ("high", "medium", "low", "default")
 STARTERS = frozenset(
-    "if uncertain in agents function fn return let const for while break continue import export async try do throw".split()
+    [
+        "if",
+        "uncertain",
+        "in",
+        "agents",
+        "function",
+        "fn",
+        "return",
+        "let",
+        "const",
+        "for",
+        "while",
+        "break",
+        "continue",
+        "import",
+        "export",
+        "async",
+        "try",
+        "do",
+        "throw",
+    ]
 )
-LEXICAL = PrismLexError
 
 
 class Parser(ExpressionParser):
@@ -41,7 +60,7 @@ class Parser(ExpressionParser):
                 if self.is_op("}") and self.nesting == 0:
                     self.fail("Expected expression", hint="this '}' closes nothing")
                 result.append(self.statement())
-            except PrismParseError as error:
+            except (PrismParseError, PrismLexError) as error:
                 if self.errors is None:
                     raise
                 self.errors.append(error)
@@ -516,9 +535,9 @@ def parse_program(
 
 def parse_with_errors(
     source: str, path: str = "<source>", *, limits: Limits = DEFAULT
-) -> tuple[n.Program, list[PrismParseError]]:
+) -> tuple[n.Program, list[PrismError]]:
     """The tree of what could be read, and every error."""
     check_size(source, limits)
-    parser = Parser(source, path, limits=limits)
-    parser.errors = []
-    return parser.program(), parser.errors
+    parser = Parser(source, path, limits=limits, recover=True)
+    tree = parser.program()
+    return tree, [*(parser.lexer.errors or []), *(parser.errors or [])]

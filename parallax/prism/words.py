@@ -615,11 +615,9 @@ class Words:
         outcome = self.host.recall(key)
         return outcome.value or {} if outcome is not None else None
 
-    async def run_branch(
-        self, depth: int, key: str, index: int, branch: tuple[Function, tuple[Value, ...]], mine: Branch | None = None
-    ) -> Value:
-        """Run one branch in a context of its own."""
-        _current.set(mine or Branch(f"{key}[{index}]/", (*self.branch().chain, (key, index))))
+    async def run_branch(self, depth: int, branch: tuple[Function, tuple[Value, ...]], mine: Branch) -> Value:
+        """Run one branch, in a task of its own, as the line `mine`."""
+        _current.set(mine)
         function, args = branch
         return await self.settle(self.call(function, depth, *args))
 

@@ -18,11 +18,10 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from parallax.errors import NotFoundError, UsageError
 
@@ -123,6 +122,7 @@ def replace(new: Path, place: Path) -> None:
     with suppress(FileNotFoundError):
         if stat.S_ISDIR(place.lstat().st_mode):
             old = new.with_name(f".old-{secrets.token_hex(4)}")
+            place.chmod(0o700)  # a directory that may not be written cannot be moved either
             place.rename(old)
             remove(old)
         else:
@@ -198,6 +198,9 @@ def ensure_tree(tree: Path) -> None:
     if tree.is_symlink() or (tree.exists() and not tree.is_dir()):
         tree.unlink()
     tree.mkdir(exist_ok=True)
+    mode = stat.S_IMODE(tree.stat().st_mode)
+    if mode & stat.S_IRWXU != stat.S_IRWXU:
+        tree.chmod(mode | stat.S_IRWXU)
 
 
 def clear_locks(git_dir: Path) -> None:
@@ -230,18 +233,23 @@ def remove(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        unlock(path)
+        shutil.rmtree(path)
 
-    def unlock(function: Callable[..., Any], name: str, _: object) -> None:
-        # A directory without permissions cannot be listed or emptied. Both it and its parent are inside `path`.
-        with suppress(OSError):
-            entry = Path(name)
-            if not entry.is_symlink():
-                entry.chmod(0o700)
-            if path in entry.parents:
-                entry.parent.chmod(0o700)
-            if function in {os.unlink, os.remove, os.rmdir}:
-                function(name)
-            else:
-                shutil.rmtree(name, ignore_errors=True)
 
-    shutil.rmtree(path, onerror=unlock)
+def unlock(path: Path) -> bool:
+    """Give the owner back all rights on a directory and those in it; says whether any was missing."""
+    found = False
+    waiting = [path]
+    while waiting:
+        folder = waiting.pop()
+        mode = stat.S_IMODE(folder.lstat().st_mode)
+        if mode & stat.S_IRWXU != stat.S_IRWXU:
+            folder.chmod(mode | stat.S_IRWXU)
+            found = True
+        with os.scandir(folder) as entries:
+            waiting += [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return found

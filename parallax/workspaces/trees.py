@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Final
 
 from parallax.errors import GitError, UsageError
-from parallax.workspaces.git import Git, fields, text
+from parallax.workspaces import layout
+from parallax.workspaces.git import Git, Options, fields, text
 
 # Names that git refuses inside a tree on any system: `.git` by case, by its NTFS short name, by an NTFS stream.
 _REFUSED: Final = re.compile(rb"(^|/)(\.git|git~\d+)([ .]*|:[^/]*)(/|$)", re.IGNORECASE)
+_DENIED: Final = "Permission denied"
 _SYMLINKS: Final = ("-c", "core.symlinks=true", "-c", "core.splitIndex=false", "-c", "core.untrackedCache=false")
 _TRAILER_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 _ADDRESS: Final = re.compile(r"([^<>\r\n]+?) *<([^<>\s]*)>")
@@ -61,9 +63,7 @@ async def plumb(
     input: bytes | None = None,  # noqa: A002 - as in Git.run
 ) -> bytes:
     """One git command on a place."""
-    return await git.run_bytes(
-        *_SYMLINKS,
-        *args,
+    options = Options(
         git_dir=place.git_dir,
         work_tree=place.tree,
         index=place.index,
@@ -72,6 +72,20 @@ async def plumb(
         env=place.env,
         input=input,
     )
+    done = failed = None
+    try:
+        done = await git.call(*_SYMLINKS, *args, **options)
+    except GitError as error:
+        failed = error
+    said = failed.stderr if failed else done.err if done else ""
+    # An agent may have taken away the rights on its own folders; git then passes over what is in them. What is the
+    # user's (the place with an environment of its own) is left as it is.
+    if _DENIED in said and place.env is None and await to_thread(layout.unlock, place.tree):
+        return (await git.call(*_SYMLINKS, *args, **options)).out
+    if failed is not None:
+        raise failed
+    assert done is not None
+    return done.out
 
 
 async def stage(git: Git, place: Place, also: Iterable[bytes] = ()) -> Staged:

@@ -1,0 +1,46 @@
+# The verbs of this project. `make demo` and `make test` set everything up by themselves.
+
+AGENT ?= scripted
+BIN := .venv/bin
+
+.PHONY: help install demo serve check test cases fuzz bench lock clean
+
+help: ## List the verbs
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+install: ## Make .venv for working on Parallax
+	@.ci/venv dev
+
+demo: ## A team of agents turns a failing repository into a tested branch (AGENT=claude for a real one)
+	@.ci/venv
+	@$(BIN)/parallax demo --agent $(AGENT)
+
+serve: ## Run the server
+	@.ci/venv
+	@$(BIN)/parallax serve
+
+check: install ## Lint, format, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check ## Everything that must hold before a change lands
+	$(BIN)/pytest
+
+cases: install ## The conformance cases of Prism
+	$(BIN)/python -m parallax.prism cases tests/prism/cases.jsonl
+
+fuzz: install ## Many generated programs through Prism
+	PARALLAX_FUZZ=100000 $(BIN)/pytest tests/prism/test_fuzz.py --timeout 3600
+
+bench: install ## What pure Prism costs beside plain Python
+	$(BIN)/python bench/prism.py
+
+lock: ## Write the locks anew from pyproject.toml (needs uv)
+	uv lock
+	uv export -q --no-header --no-dev --no-emit-project -o requirements.lock >/dev/null
+	uv export -q --no-header --no-emit-project -o requirements-dev.lock >/dev/null
+
+clean: ## Remove what the verbs made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
