@@ -251,7 +251,7 @@ class PlainRuntime:
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
             )
-        except FileNotFoundError as error:
+        except OSError as error:
             raise AgentUnavailable(f"{spec.argv[0]} is not installed") from error
         return PlainProcess(process)
 

@@ -257,6 +257,20 @@ async def test_special_files_and_unreadable_ones_do_not_stop_a_commit(service, r
     assert made.files == 2
 
 
+async def test_a_folder_without_rights_hides_nothing(service, repo, workspace):
+    snap = await service.snapshot(workspace, "s")
+    write(workspace.tree, {"hidden/x": "1", "src/a.py": "A = 2\n"})
+    for name in ("hidden", "src", "."):
+        (workspace.tree / name).chmod(0)
+    made = await service.commit(workspace, message="m", author="e", branch="parallax/exec1/e/s")
+    assert made.files == 2
+    for name in ("hidden", "src", "."):
+        (workspace.tree / name).chmod(0o500)
+    await service.restore(workspace, snap)
+    assert not (workspace.tree / "hidden").exists()
+    assert (workspace.tree / "src/a.py").read_text() == "A = 1\n"
+
+
 async def test_a_message_cannot_forge_our_trailers_nor_inject_a_header(service, repo, workspace):
     write(workspace.tree, {"x": "1"})
     made = await service.commit(
