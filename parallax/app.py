@@ -81,6 +81,11 @@ class Parallax:
         settings = self.settings
         if settings.failpoints and not self._test_hooks:
             raise ConfigurationError("PARALLAX_FAILPOINTS is for tests: start the server with --test-hooks or unset it")
+        if settings.sandbox == "require":
+            raise ConfigurationError(
+                "PARALLAX_SANDBOX=require, but this version has no sandbox yet: set auto or off, "
+                "and run agents only on repositories and goals that you trust"
+            )
         failpoints.arm(settings.failpoints)
         telemetry.configure(settings.log_level, self.redact)
         data = data_directory(settings.data_dir)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -158,7 +158,7 @@ class ExecutionEngine:
         self.ready.clear()
         for running in self._running.values():
             running.task.cancel()  # they stay `running` in the store: the next start resumes them
-        await self._group.__aexit__(kind, error, trace)
+        await self._group.__aexit__(None, None, None)  # what failed around the engine is not wrapped by it
 
     async def _recover(self) -> None:
         fp("recovery.scan.mid")
@@ -301,7 +301,7 @@ class ExecutionEngine:
         except Exception as error:  # noqa: BLE001 - the last line: the cause is recorded, the neighbours go on
             await self._park(execution, f"{type(error).__name__}: {error}")
         finally:
-            await asyncio.shield(self._supervisor.release(execution.id))
+            await _to_its_end(self._supervisor.release(execution.id))
             self._running.pop(execution.id, None)
 
     async def _park(self, execution: Execution, cause: str) -> None:
@@ -477,6 +477,16 @@ class ExecutionEngine:
             ],
         )  # fmt: skip
         fp("final.committed_before_cleanup")
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await cleaning-up whole, also when cancelled meanwhile; the cancellation is honoured afterwards."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 def _program_error(error: prism.PrismError) -> str:

@@ -420,7 +420,7 @@ class ExecutionHost:
 
     async def _emit(self, effect: Effect, asked: str) -> Done:
         name, data = effect.request["name"], effect.request["data"]
-        event = self._course.journal.event(f"custom.{name}", step_key=effect.key, data=data)
+        event = Event(execution=self._course.execution.id, type=f"custom.{name}", step_key=effect.key, data=data)
         return Done(outcome=Outcome(), events=(event,))
 
     async def _now(self, effect: Effect, asked: str) -> Done:

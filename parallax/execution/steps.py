@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import jsonschema
 import orjson
+import referencing.exceptions
 
 from parallax.agents.clients.report import read_report
 from parallax.agents.supervisor import Ask
@@ -164,7 +165,9 @@ class StepRunner:
             place = await self._moved(place, await self._start_of(place, slot))
             snapshot = await course.workspaces.snapshot(place, f"{slug(role.name)}-{hash12(key)}")
         given = oracles_of(options.get("verify") if "verify" in options else role.verify)
-        needs_policy = bool(given) or options.get("schema") is not None
+        if (schema := options.get("schema")) is not None:
+            check_schema(schema)
+        needs_policy = bool(given) or schema is not None
         work = _Work(
             key=key,
             role=role,
@@ -749,13 +752,22 @@ def claims_evidence(result: TaskResult | None, unresolved: Sequence[str]) -> lis
     return found
 
 
-def schema_evidence(value: Json, schema: Json) -> Evidence:
-    """Whether a report satisfies its JSON Schema."""
+def check_schema(schema: Json) -> None:
+    """Raises UsageError for what is no JSON Schema, before any agent works for it."""
     try:
-        validator = jsonschema.Draft202012Validator(schema)
-        wrong = sorted(validator.iter_errors(value), key=lambda e: list(map(str, e.absolute_path)))
+        jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.exceptions.SchemaError as error:
         raise UsageError(f"the schema of the report is no JSON Schema: {error.message}") from error
+
+
+def schema_evidence(value: Json, schema: Json) -> Evidence:
+    """Whether a report satisfies its JSON Schema."""
+    check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    try:
+        wrong = sorted(validator.iter_errors(value), key=lambda e: list(map(str, e.absolute_path)))
+    except referencing.exceptions.Unresolvable as error:
+        raise UsageError(f"the schema of the report refers to what is not in it: {error}") from error
     if not wrong:
         return Evidence(oracle=SCHEMA, passed=True, score=1.0, detail="the report fits its schema")
     place = "/".join(str(part) for part in wrong[0].absolute_path) or "the report"

@@ -62,7 +62,7 @@ class PatternEngine:
 
     def __init__(self, directories: Sequence[tuple[str, Path]]) -> None:
         self._directories = tuple(directories)
-        self._cache: dict[Path, tuple[tuple[int, int], Pattern]] = {}
+        self._cache: dict[tuple[str, Path], tuple[tuple[int, int], Pattern]] = {}
 
     def files(self) -> dict[str, tuple[str, Path]]:
         """Every pattern file by the name that finds it: its file name without the ending."""
@@ -101,10 +101,10 @@ class PatternEngine:
     def _load(self, origin: str, path: Path) -> Pattern:
         stat = path.stat()
         stamp = (stat.st_mtime_ns, stat.st_size)
-        known = self._cache.get(path)
+        known = self._cache.get((origin, path))
         if known is None or known[0] != stamp or known[1].format == "prism":  # a script's imports may have changed
             known = (stamp, load(path, origin))
-            self._cache[path] = known
+            self._cache[origin, path] = known
         return known[1]
 
 

@@ -200,10 +200,12 @@ class Store:
 
     async def __aenter__(self) -> Self:
         await self._writer.open()
-        self._stack.push_async_callback(self._writer.close)
-        await self._writer.submit(_migrate)
-        self._reader = _read_only(self._path)
-        self._stack.push_async_callback(self._reader.dispose)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._writer.close)
+            await self._writer.submit(_migrate)
+            self._reader = _read_only(self._path)
+            stack.push_async_callback(self._reader.dispose)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:

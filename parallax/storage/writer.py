@@ -41,6 +41,7 @@ class Writer:
         self._queue: queue.SimpleQueue[tuple[Batch, Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="parallax-writer", daemon=True)
         self._opened: Future[None] = Future()
+        self._closed = False
         self.commits = 0
 
     async def open(self) -> None:
@@ -54,6 +55,8 @@ class Writer:
         The wait is shielded: a cancelled caller cannot turn a commit whose outcome it does not know into a second run.
         The cancellation is honoured once the outcome is there.
         """
+        if self._closed:
+            raise StorageError(f"{self._path} is closed; nothing of this change was kept")
         done: Future[Any] = Future()
         self._queue.put((batch, done))
         waiter = asyncio.wrap_future(done)
@@ -66,7 +69,8 @@ class Writer:
             raise
 
     async def close(self) -> None:
-        """Finish what is queued, checkpoint, close."""
+        """Finish what is queued, checkpoint, close. Later batches are refused, not left waiting."""
+        self._closed = True
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
