@@ -37,6 +37,7 @@ from .values import (
 SAFE = 2**53 - 1
 _NUMBER = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")
 Table = dict[str, Value]
+Keyed = tuple[tuple[Value, str], Value]
 
 
 def confidence_or_none(value: Value) -> float | None:
@@ -74,7 +75,8 @@ class Builtins:
             "Boolean": self.converter("Boolean", truthy),
         }
         table: Table = {name: Function(name, call) for name, call in simple.items()}
-        table["console"] = self.namespace({
+        table["console"] = self.namespace(
+            {
                 "log": self.printer(""),
                 "warn": self.printer(""),
                 "error": self.printer(""),
@@ -308,15 +310,19 @@ class Builtins:
             inner = peel(item)
             return peel(inner.get(key)) if type(inner) is Object else None
 
-        def compare(a: tuple[Value, str], b: tuple[Value, str]) -> int:
+        def compare(left: Keyed, right: Keyed) -> int:
+            a, b = left[0], right[0]
             if type(a[0]) is float and type(b[0]) is float:
                 order = (a[0] > b[0]) - (a[0] < b[0])
             else:
                 order = (a[1] > b[1]) - (a[1] < b[1])
             return -order if descending else order
 
-        keyed = [((k, text_of(k, self.meter)), x) for x in xs for k in (key_of(x),)]
-        return [x for _, x in sorted(keyed, key=cmp_to_key(lambda a, b: compare(a[0], b[0])))]
+        keyed: list[Keyed] = []
+        for x in xs:
+            k = key_of(x)
+            keyed.append(((k, text_of(k, self.meter)), x))
+        return [x for _, x in sorted(keyed, key=cmp_to_key(compare))]
 
     def group_by(self, _depth: int, *args: Value) -> Value:
         exactly("groupBy", args, 1, "exactly one argument: key or function")
@@ -451,7 +457,7 @@ class Builtins:
             except OverflowError:
                 return math.inf
 
-        functions = {
+        functions: dict[str, Callable[[float], float]] = {
             "abs": abs,
             "ceil": whole_or_same(math.ceil),
             "floor": whole_or_same(math.floor),
@@ -463,7 +469,8 @@ class Builtins:
             "sign": lambda x: x if x != x or x == 0 else math.copysign(1.0, x),
         }
         calls = {name: one(name, compute) for name, compute in functions.items()}
-        return self.namespace({**calls, "pow": pow_}, {"max": table["max"], "min": table["min"], "PI": math.pi, "E": math.e}
+        return self.namespace(
+            {**calls, "pow": pow_}, {"max": table["max"], "min": table["min"], "PI": math.pi, "E": math.e}
         )
 
     def converter(self, name: str, convert: Callable[[Value], Value]) -> Callable[..., Value]:

@@ -23,15 +23,17 @@ from .statements import parse_with_errors
 
 FENCE = "Triple-backtick string: a Markdown fence inside ends it; use single backticks"
 HOST_NAMES = frozenset(("input", "context"))
-COUNTS: dict[str, tuple[int, int | None]] = {
-    **dict.fromkeys(("Number", "String", "Boolean", "confidence", "threshold", "groupBy", "best", "average", "majorityVote"), (1, 1)),
-    **dict.fromkeys(("voting", "consensus", "merge", "first", "aggregate", "sortBy", "askHuman", "verify", "sleep", "delay", "select"), (1, 2)),
-    **dict.fromkeys(("assign", "fanout", "review", "approve", "escalate"), (2, 3)),
-    **dict.fromkeys(("now", "random", "uuid"), (0, 1)),
-    **dict.fromkeys(("range", "pattern", "emit", "parallel"), (1, 3)),
-    **dict.fromkeys(("map", "filter"), (2, 2)),
-    "reduce": (2, 3), "llm": (1, 2), "org": (1, 2), "race": (1, 2), "integrate": (0, 2), "max": (1, None), "min": (1, None),
-}  # fmt: skip
+_COUNTED: tuple[tuple[str, int, int | None], ...] = (
+    ("Number String Boolean confidence threshold groupBy best average majorityVote", 1, 1),
+    ("voting consensus merge first aggregate sortBy askHuman verify sleep delay select llm org race", 1, 2),
+    ("assign fanout review approve escalate reduce", 2, 3),
+    ("now random uuid", 0, 1),
+    ("range pattern emit parallel", 1, 3),
+    ("map filter", 2, 2),
+    ("integrate", 0, 2),
+    ("max min", 1, None),
+)
+COUNTS = {name: (least, most) for names, least, most in _COUNTED for name in names.split()}
 BUILTINS = frozenset((*COUNTS, "print", "console", "Object", "JSON", "Math", "Array", "Promise"))
 PURE_METHODS = frozenset(
     ("push", "concat", "slice", "sort", "reverse", "filter", "flat", "replace", "replaceAll", "trim")

@@ -62,7 +62,7 @@ class CodeGenerator(PatternCompiler):
         self.close_scope()
         self.finish_frame()
         kind = ast.AsyncFunctionDef if self.hosted else ast.FunctionDef
-        main = kind("main", _arguments(["d"]), self.frame.body or [ast.Pass()], [], None, None)  # type: ignore[call-arg]
+        main = kind("main", _arguments(["d"]), self.frame.body or [ast.Pass()], [], None, None)
         module = ast.Module([main], [])
         _locate(module)
         return module
@@ -496,7 +496,7 @@ class CodeGenerator(PatternCompiler):
         self.loop(build, target)
 
     def c_loop(self, node: n.For | n.UncertainFor, body: Sequence[n.Node], round_: Callable[[], None]) -> None:
-        """Init in a scope of the loop; the update runs before every round but the first, so `continue` needs no care."""
+        """Init in a scope of the loop; the update runs before each round but the first, so `continue` needs no care."""
         outer, self.scope = self.scope, self.new_scope()
         if isinstance(node.init, n.Expr):
             self.give(None, self.expr(node.init))

@@ -131,8 +131,8 @@ class ExpressionCompiler:
     def at(self, node: ast.expr, span: Span | None) -> ast.expr:
         """Give a node its place in the source."""
         if span is not None:
-            node.lineno = node.end_lineno = span.line  # type: ignore[attr-defined]
-            node.col_offset, node.end_col_offset = span.column, span.column + 1  # type: ignore[attr-defined]
+            node.lineno = node.end_lineno = span.line
+            node.col_offset, node.end_col_offset = span.column, span.column + 1
         return node
 
     def helper(self, name: str, *args: ast.expr, span: Span | None = None) -> ast.expr:

@@ -99,9 +99,9 @@ class ExpressionParser:
         return False
 
     def expect(self, text: str, message: str) -> Token:
-        if self.token.text == text and self.token.kind in ("op", "word"):
-            return self.advance()
-        self.fail(message)
+        if self.token.text != text or self.token.kind not in ("op", "word"):
+            self.fail(message)
+        return self.advance()
 
     def identifier(self, message: str) -> str:
         if self.token.kind != "id":
@@ -115,9 +115,7 @@ class ExpressionParser:
     def fail(self, message: str, token: Token | None = None, hint: str | None = None) -> NoReturn:
         token = token or self.token
         before = self.tokens[self.at - 1] if self.at else None
-        raise PrismParseError(
-            message, span=self.span(token), hint=hint or hint_for(message, token, before)
-        )
+        raise PrismParseError(message, span=self.span(token), hint=hint or hint_for(message, token, before))
 
     @contextmanager
     def nest(self, *, arrow: bool = False) -> Iterator[None]:
@@ -294,7 +292,7 @@ class ExpressionParser:
                 return n.Identifier(text, span=self.span(token))
             if text == "match":
                 return self.match()
-        self.fail("Expected expression")
+        return self.fail("Expected expression")
 
     def arrow_follows(self) -> bool:
         close = self.closing.get(self.at)
@@ -447,7 +445,7 @@ class ExpressionParser:
             return n.Placeholder(span=span)
         if token.kind == "op" and token.text in ("[", "{"):
             return self.array_pattern(match=True) if token.text == "[" else self.object_pattern(match=True)
-        self.fail("Expected match pattern")
+        return self.fail("Expected match pattern")
 
     # --- patterns ---
 

@@ -220,7 +220,8 @@ class Printer:
             head = self.params(node.params)
         if isinstance(node.body, n.Block):
             return f"{head} => {self.block(node.body)}"
-        return f"{head} => {self.unbraced(node.body, LOOSE if isinstance(node.body, n.Lambda | n.Ternary | n.ConfidentTernary) else TERNARY)}"
+        least = LOOSE if level(node.body) == LOOSE else TERNARY
+        return f"{head} => {self.unbraced(node.body, least)}"
 
     def unbraced(self, node: n.Expr, least: int = LOOSE) -> str:
         """Where a `{` would open a block."""

@@ -663,8 +663,8 @@ def traceback_span(trace: TracebackType | None) -> Span | None:
 def evaluate(
     source: str,
     *,
-    globals: Mapping[str, Any] | None = None,
-    limits: Limits | None = None,  # noqa: A002
+    globals: Mapping[str, Any] | None = None,  # noqa: A002
+    limits: Limits | None = None,
     path: str = "<source>",
     trace: Trace | None = None,
     explain: bool = False,
@@ -679,9 +679,9 @@ def evaluate(
 def run_sync(
     program: Program,
     *,
-    globals: Mapping[str, Any],
+    globals: Mapping[str, Any],  # noqa: A002
     limits: Limits,
-    trace: Trace | None = None,  # noqa: A002
+    trace: Trace | None = None,
     explain: bool = False,
 ) -> Evaluation:
     machine = Machine(program, limits, None, globals, trace=trace, explain=explain)

@@ -125,7 +125,7 @@ def captures_own_names(body: Iterable[n.Node]) -> bool:
             declared.update(binds(node))
             if isinstance(node, FUNCTIONS):
                 for inner in n.walk(node):
-                    if isinstance(inner, n.Identifier) or isinstance(inner, n.AssignmentStatement):
+                    if isinstance(inner, n.Identifier | n.AssignmentStatement):
                         used.add(inner.name)
                     elif isinstance(inner, n.Placeholder):
                         used.add("_")

@@ -190,9 +190,7 @@ class Parser(ExpressionParser):
         value = self.expr()
         if self.token.kind == "op" and self.token.text in ASSIGNMENTS:
             if isinstance(value, n.Identifier) and update:
-                self.fail(
-                    "Expected '{' after for loop header", hint="the update of a for takes = only: i = i + 1"
-                ) if False else self.fail("Expected expression", hint="the update of a for takes '=' only: i = i + 1")
+                self.fail("Expected expression", hint="the update of a for takes '=' only: i = i + 1")
             self.refuse_assignment(value)
         return value
 
@@ -206,9 +204,7 @@ class Parser(ExpressionParser):
             try:
                 target = self.pattern()
             except PrismParseError as error:
-                if error.message != "Expected variable name" and not error.message.startswith("Expected ':'"):
-                    raise
-                if error.message.startswith("Expected ':'"):
+                if error.message != "Expected variable name":
                     raise
                 self.fail("Expected variable name", self.token if self.token.kind != "eof" else at)
             self.expect("=", "Expected '=' after destructuring pattern")
@@ -334,7 +330,7 @@ class Parser(ExpressionParser):
         if self.accept("while"):
             test = self.expr()
             return n.UncertainWhile(test, self.branches("Expected '{' after uncertain while condition"), span=span)
-        self.fail("Expected 'if', 'for', or 'while' after 'uncertain'")
+        return self.fail("Expected 'if', 'for', or 'while' after 'uncertain'")
 
     def branches(self, message: str) -> tuple[n.Branch, ...]:
         self.expect("{", message)

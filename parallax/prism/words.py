@@ -246,9 +246,7 @@ class Words:
                 message, catchable=outcome.catchable, span=span
             )
         level = outcome.confidence
-        if level is not None and not (
-            isinstance(level, int | float) and not isinstance(level, bool) and 0 <= level <= 1
-        ):
+        if level is not None and (type(level) not in (int, float) or not 0 <= level <= 1):
             raise fail(f"{kind}() reported confidence must be a number between 0 and 1")
         return outcome
 
@@ -491,7 +489,7 @@ class Words:
         level = peel(found.get("confidence")) if type(found) is Object else found
         if type(level) is not float or not 0 <= level <= 1:
             raise fail(
-                "llm() extractor must return a number between 0 and 1, a confident value or an object with one as confidence"
+                "llm() extractor must return a number in [0, 1], a confident value or an object with a confidence"
             )
         return level
 
