@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import urllib.parse
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -36,6 +36,10 @@ _ERRORS: Final[Mapping[int, type[ParallaxError]]] = {
     422: UsageError,
     503: StorageError,
 }
+
+
+class Disconnected(ConfigurationError):
+    """The connection broke in the middle: the server was stopped or died. What it had on disk is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,9 @@ class Client:
         except httpx.ConnectError:
             raise ConfigurationError(f"no Parallax answers at {self._url}: is it running? (`parallax serve`)") from None
         except httpx.TransportError as error:
-            raise ConfigurationError(f"the connection to {self._url} broke: {type(error).__name__}") from None
+            raise Disconnected(
+                f"the connection to {self._url} broke ({type(error).__name__}): is the server still running?"
+            ) from None
         _raise_for(answer)
         return answer
 
@@ -123,9 +129,14 @@ class Client:
         """Bring the result into the user's branch."""
         return await self._json("POST", f"/api/executions/{_quoted(execution_id)}/land", json={"branch": branch})
 
-    async def events(self, execution_id: str, after: int = 0) -> AsyncIterator[StreamEvent]:
-        """The event stream until the execution ends. Raises ConfigurationError when the connection breaks."""
-        path = f"/api/executions/{_quoted(execution_id)}/events"
+    async def events(
+        self, execution_id: str, after: int = 0, *, follow: bool = True
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """The event stream until the execution ends, or with `follow=False` what there is now.
+
+        It ends without a last event when the server is stopped. Raises Disconnected when the connection breaks.
+        """
+        path = f"/api/executions/{_quoted(execution_id)}/events" + ("" if follow else "?follow=false")
         headers = {"Last-Event-ID": str(after)} if after else {}
         timeout = httpx.Timeout(30.0, read=60.0)  # a heartbeat comes each 15 s
         try:
@@ -139,7 +150,7 @@ class Client:
                         event.pop("execution")
                         yield StreamEvent(**event)
         except httpx.TransportError as error:
-            raise ConfigurationError(f"the event stream from {self._url} broke: {type(error).__name__}") from None
+            raise Disconnected(f"the event stream from {self._url} broke ({type(error).__name__})") from None
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,12 @@ Exit codes: 0 succeeded, 1 the execution did not, 2 bad usage or bad pattern, 13
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
-from parallax.cli import demo, look, patterns, prism_, run, setup, talk
+from parallax.cli import demo, look, patterns, prism_, run, serve, setup, talk
 
 app = typer.Typer(
     name="parallax",
@@ -22,22 +23,39 @@ app = typer.Typer(
     add_completion=False,
 )
 
-for module in (run, look, talk, patterns, setup, demo):
+for module in (demo, run, look, talk, patterns, setup, serve):
     module.register(app)
 app.add_typer(prism_.app, name="prism")
 
 
 def main() -> None:
-    """Entry point: errors of ours are one sentence and an exit code, never a traceback."""
-    from parallax.errors import AgentError, ConfigurationError, ParallaxError, UsageError
-
+    """Entry point: an error is one sentence on standard error and an exit code, never a traceback."""
     try:
         app()
-    except (UsageError, ConfigurationError, AgentError) as error:
-        print(f"parallax: {error}", file=sys.stderr)  # noqa: T201 - this is the door
-        sys.exit(2)
-    except ParallaxError as error:
-        print(f"parallax: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read us has gone (`parallax logs | head`): nothing is left to say, and nothing was lost.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:  # noqa: BLE001 - the last line: whatever it is, a person reads it
+        sys.exit(_told(error))
+
+
+def _told(error: Exception) -> int:
+    """Say an error in one sentence; returns the exit code."""
+    from parallax.errors import AgentError, ConfigurationError, ParallaxError, UsageError, leaf
+
+    cause = leaf(error)
+    if isinstance(cause, ParallaxError):
+        text, code = str(cause), 2 if isinstance(cause, (UsageError, ConfigurationError, AgentError)) else 1
+    elif os.environ.get("PARALLAX_LOG_LEVEL", "").lower() == "debug":
+        raise error
+    else:
+        kind = type(cause).__name__
+        text, code = (
+            f"a defect of Parallax: {kind}: {cause} (PARALLAX_LOG_LEVEL=debug shows where; please report it)",
+            1,
+        )
+    print(f"parallax: {text}", file=sys.stderr)  # noqa: T201 - this is the door
+    return code

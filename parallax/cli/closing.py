@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich.console import Console
 
-from parallax.cli.output import cut, styled
+from parallax.cli.output import print_line, styled
 
 _COLOUR = {"succeeded": "green", "partial": "yellow", "failed": "red", "cancelled": "yellow", "needs_attention": "red"}
 
@@ -17,19 +18,24 @@ def short(execution_id: str) -> str:
 
 
 def print_closing(console: Console, execution: dict[str, Any], *, offered: bool = True) -> None:
-    """How it ended."""
+    """How it ended, or how it stands."""
     state = execution["state"]
     console.print()
-    took = (execution["ended_at"] or 0) - execution["created_at"]
+    if execution["ended_at"]:
+        told = f"in {execution['ended_at'] - execution['created_at']:.1f} s"
+    else:
+        told = f"begun {time.time() - execution['created_at']:.0f} s ago"
     console.print(
         styled((state.upper().replace("_", " "), f"bold {_COLOUR.get(state, '')}"),
-               f"  {execution['pattern']}  {execution['id']}  in {took:.1f} s{_money(execution['usage'])}")
+               f"  {execution['pattern']}  {execution['id']}  {told}{_money(execution['usage'])}")
     )  # fmt: skip
     if execution["reason"] and state != "succeeded":
         console.print(styled(f"  {execution['reason']}"))
     if execution["confidence"] is not None:
         console.print(styled("  confidence ", (f"{execution['confidence']:.2f}", "bold"), f"  {why(execution)}"))
     print_branches(console, execution)
+    if not execution["final"] and execution["questions_waiting"]:
+        console.print(styled(("  it waits for your answer: parallax questions", "yellow")))
     if offered and state in {"succeeded", "partial"} and execution["branches"]:
         _print_next(console, execution)
 
@@ -38,9 +44,9 @@ def why(execution: dict[str, Any]) -> str:
     """One line: the evidence that the confidence rests on."""
     judged = [step for step in execution["steps"] if step.get("why") and "/" not in step["step"]]
     if not judged:
-        return "because the agents say so; nothing was checked"
+        return "the agents say so; nothing was checked"
     last = judged[-1]
-    return f"because {last['why']} (step {last['step']})"
+    return f"{last['why']}, in step {last['step']}"
 
 
 def print_branches(console: Console, execution: dict[str, Any]) -> None:
@@ -54,7 +60,7 @@ def print_branches(console: Console, execution: dict[str, Any]) -> None:
             styled("  ", (b["branch"].ljust(width), bold), f"  {files:>8}  ", (f"+{b['insertions']}", "green"), " ",
                    (f"-{b['deletions']}", "red"))
         )  # fmt: skip
-    if execution["repo"]:
+    if execution["repo"] and execution["final"]:
         base = execution["base_branch"] or "your checkout"
         console.print(styled((f"  {base} is untouched at {(execution['base'] or '')[:10]}", "dim")))
 
@@ -62,11 +68,20 @@ def print_branches(console: Console, execution: dict[str, Any]) -> None:
 def _print_next(console: Console, execution: dict[str, Any]) -> None:
     name = short(execution["id"])
     console.print()
-    console.print(styled("  parallax show --why ", (name, "bold"), ("    why each step is believed", "dim")))
-    console.print(styled("  parallax diff ", (name, "bold"), ("          what the result changes", "dim")))
-    console.print(
-        styled("  parallax land ", (name, "bold"), ("          merge it into the branch you have checked out", "dim"))
+    print_commands(
+        console,
+        (f"parallax show --why {name}", "why each step is believed"),
+        (f"parallax diff {name}", "what the result changes"),
+        (f"parallax land {name}", "merge it into the branch that is checked out"),
     )
+
+
+def print_commands(console: Console, *commands: tuple[str, str]) -> None:
+    """Commands to type, with what each is for."""
+    width = max(len(command) for command, about in commands if about)
+    for command, about in commands:
+        told = f"   # {about}" if about else ""
+        print_line(console, styled("  ", (command.ljust(width) if about else command, "bold"), (told, "dim")))
 
 
 def _money(usage: dict[str, Any]) -> str:
@@ -81,8 +96,13 @@ def exit_code(state: str) -> int:
     return 0 if state == "succeeded" else 1
 
 
-def line_of(execution: dict[str, Any]) -> list[str]:
-    """A row of `parallax executions`."""
+COLUMNS = ("execution", "state", "pattern", "confidence", "started", "goal")
+
+
+def line_of(execution: dict[str, Any], *, brief: bool) -> list[str]:
+    """A row of `parallax executions`; `brief` shows as much of the id as one needs to type."""
     confidence = "" if execution["confidence"] is None else f"{execution['confidence']:.2f}"
     goal = execution["input"].get("goal") if isinstance(execution["input"], dict) else None
-    return [execution["id"], execution["state"], execution["pattern"], confidence, cut(str(goal or ""), 60)]
+    started = time.strftime("%b %d %H:%M", time.localtime(execution["created_at"]))
+    name = short(execution["id"]) if brief else execution["id"]
+    return [name, execution["state"], execution["pattern"], confidence, started, str(goal or "")]

@@ -7,24 +7,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from parallax.client import Client
 from parallax.config import Settings
-from parallax.datadir import existing_key, held, read_lock
-from parallax.errors import ConfigurationError, NotFoundError
+from parallax.datadir import data_directory, existing_key, held, read_lock
+from parallax.errors import ConfigurationError, NotFoundError, leaf
 from parallax.redaction import Secret
 
 if TYPE_CHECKING:
     from parallax.app import Parallax
 
 STARTING_S = 10.0
+TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +39,43 @@ class Connection:
 @asynccontextmanager
 async def connect(settings: Settings, *, run: bool = False) -> AsyncIterator[Connection]:
     """A connection for one command."""
-    if settings.api_url:
-        key = settings.api_key.get_secret_value() if settings.api_key else existing_key(settings.data_dir)
-        async with Client(settings.api_url, None if key is None else Secret(key)) as client:
-            yield Connection(client, False, settings.api_url)
-        return
-    url = await running_server(settings.data_dir)
-    if url is not None:
-        key = existing_key(settings.data_dir)
-        async with Client(url, None if key is None else Secret(key)) as client:
-            yield Connection(client, False, url)
-    elif run:
-        async with embedded(settings) as connection:
-            yield connection
-    else:
-        async with _looking(settings) as connection:
-            yield connection
+    if run and not settings.api_url:
+        data_directory(settings.data_dir)  # an unwritable one is said first, in its own words
+    with one_error():
+        async with AsyncExitStack() as stack:
+            yield await _connected(settings, stack, run=run)
+
+
+async def _connected(settings: Settings, stack: AsyncExitStack, *, run: bool) -> Connection:
+    for _ in range(TRIES):
+        url = settings.api_url or await running_server(settings.data_dir)
+        if url is not None:
+            given = settings.api_key.get_secret_value() if settings.api_key else existing_key(settings.data_dir)
+            client = Client(url, None if given is None else Secret(given))
+            return Connection(await stack.enter_async_context(client), False, url)
+        try:
+            return await stack.enter_async_context(embedded(settings) if run else _looking(settings))
+        except ConfigurationError:
+            if not held(settings.data_dir / "lock"):
+                raise
+            # Another command took the data directory a moment earlier: ask again who owns it.
+    raise ConfigurationError(f"{settings.data_dir} changes hands all the time: try again")
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """An embedded server ends its tasks as a group; what went wrong inside is said by itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise leaf(group) from None
 
 
 async def running_server(data: Path) -> str | None:
     """The address of the server that owns the data directory, or None. Waits for one that is just starting."""
     lock = data / "lock"
+    if not lock.exists():
+        return None
     for _ in range(int(STARTING_S / 0.1)):
         if not await asyncio.to_thread(held, lock):
             return None
@@ -107,20 +123,11 @@ async def embedded(settings: Settings) -> AsyncIterator[Connection]:
 @asynccontextmanager
 async def doors(parallax: Parallax, host: str, port: int) -> AsyncIterator[str]:
     """Serve a running Parallax without taking the process's signals; yields its address."""
-    import uvicorn
-
     from parallax.server.app import create_app
-
-    class Quiet(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Any:
-            yield
+    from parallax.server.doors import make_doors
 
     listener = listen(host, port)
-    config = uvicorn.Config(
-        create_app(parallax), loop="asyncio", lifespan="off", log_level="warning", timeout_graceful_shutdown=2
-    )
-    server = Quiet(config)
+    server = make_doors(create_app(parallax), drain_s=2)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="doors")
     try:
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
@@ -129,7 +136,7 @@ async def doors(parallax: Parallax, host: str, port: int) -> AsyncIterator[str]:
         parallax.announce(url)
         yield url
     finally:
-        server.should_exit = True
+        server.shut()
         await serving
         listener.close()
 

@@ -16,7 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from parallax.cli.output import cut, err, safe, styled
+from parallax.cli.output import cut, err, print_line, safe, styled
 from parallax.client import StreamEvent
 
 LINE: Final = 110
@@ -72,23 +72,29 @@ class Story:
             self._live.__exit__(*error)
             self._live = None
 
-    def say(self, *parts: tuple[str, str] | str) -> None:
-        """A told line, with the time since the start: an event's own time, so that a replay tells the truth."""
-        stamp = f"{(self._at or time.time()) - self.started_at:6.1f}s  "
-        self.console.print(styled((stamp, "dim"), *parts))
+    def say(self, *parts: tuple[str, str] | str, whole: bool = False, at: float | None = None) -> None:
+        """A told line, with the time since the start: an event's own time, so that a replay tells the truth.
+
+        On a terminal it ends at the right edge, unless a person has to read the `whole` of it.
+        """
+        stamp = f"{(at or self._at or time.time()) - self.started_at:6.1f}s  "
+        print_line(self.console, styled((stamp, "dim"), *parts), whole=whole)
 
     def _table(self) -> Group:
-        table = Table.grid(padding=(0, 2))
+        """One line per agent: name, state, current step, elapsed, confidence, and what it does where there is room."""
+        table = Table.grid(padding=(0, 2), expand=True)
+        for _ in range(6):
+            table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
         shown = [line for line in self.agents.values() if line.state != "gone"]
         for line in shown:
             style = _STYLE.get(line.state, "")
             elapsed = f"{time.time() - line.since:4.0f}s"
             mark: Any = self._spinner if line.state == "busy" else Text("·", style=style)
             table.add_row(
-                mark, Text(line.name, style="bold"), Text(line.type, style="dim"), Text(line.state, style=style),
-                Text(cut(line.step, 24)), Text(elapsed, style="dim"),
-                Text("" if line.confidence is None else f"{line.confidence:.2f}"),
-                Text(cut(line.doing, 44), style="dim"),
+                mark, Text(line.name, style="bold"), Text(line.state, style=style), Text(cut(line.step, 20)),
+                Text(elapsed, style="dim"), Text("" if line.confidence is None else f"{line.confidence:.2f}"),
+                Text(cut(line.doing, 80), style="dim"),
             )  # fmt: skip
         return Group(table) if shown else Group()
 
@@ -124,7 +130,8 @@ class Story:
         self.agents.clear()
         kept = event.data["finished"]
         names = f": {', '.join(kept)}" if kept else ""
-        self.say(("resumed ", "bold green"), f"after a restart; {len(kept)} finished steps are kept{names}")
+        count = f"{len(kept)} finished step{'s are' if len(kept) != 1 else ' is'} kept"
+        self.say(("resumed ", "bold green"), f"after a restart; {count}{names}")
 
     def _on_agent_starting(self, event: StreamEvent) -> None:
         self._set(event, "starting", type=event.data["type"])
@@ -143,7 +150,9 @@ class Story:
 
     def _on_agent_error(self, event: StreamEvent) -> None:
         self._set(event, "gone")
-        self.say(("! ", "red"), (agent_name(event.agent_id), "bold"), f" failed: {cut(event.data['cause'], LINE)}")
+        self.say(
+            ("! ", "red"), (agent_name(event.agent_id), "bold"), f" failed: {cut(event.data['cause'], 300)}", whole=True
+        )
 
     def _on_agent_stalled(self, event: StreamEvent) -> None:
         self.say(
@@ -169,7 +178,8 @@ class Story:
         )
 
     def _on_step_started(self, event: StreamEvent) -> None:
-        self._agent(event).step = event.step_key or ""
+        line = self._agent(event)
+        line.step, line.confidence, line.doing = event.step_key or "", None, ""
         if event.data["word"] != "review":
             again = f" (attempt {event.data['attempt']})" if event.data["attempt"] > 1 else ""
             self.say(
@@ -204,7 +214,7 @@ class Story:
     def _on_step_finished(self, event: StreamEvent) -> None:
         data, name = event.data, agent_name(event.agent_id)
         if name in self.agents:
-            self.agents[name].confidence = data["confidence"]
+            self.agents[name].confidence, self.agents[name].doing = data["confidence"], ""
         if data["word"] == "review":
             good = data["action"] == "approve"
             self.say(
@@ -219,18 +229,19 @@ class Story:
         self.say(("✓ ", "green"), (event.step_key or "", "bold"), f" accepted{confidence}{took}", (f"  {why}", "dim"))
 
     def _on_step_failed(self, event: StreamEvent) -> None:
-        self.say(("✗ ", "red"), (event.step_key or "", "bold"), f" failed: {cut(event.data['error'], LINE)}")
+        self.say(("✗ ", "red"), (event.step_key or "", "bold"), f" failed: {cut(event.data['error'], 300)}", whole=True)
 
     def _on_question_asked(self, event: StreamEvent) -> None:
         who = agent_name(event.agent_id) or "the program"
-        self.say(("? ", "yellow"), (who, "bold"), f" asks: {cut(event.data['text'], 90)}")
+        self.say(("? ", "yellow"), (who, "bold"), f" asks: {cut(event.data['text'], 300)}", whole=True)
 
     def _on_question_routed(self, event: StreamEvent) -> None:
         self.say(("  → ", "yellow"), f"the question goes to {event.data['to']}")
 
     def _on_question_surfaced(self, event: StreamEvent) -> None:
         options = " | ".join(option["id"] for option in event.data["options"]) or '"your answer"'
-        self.say(("? ", "bold yellow"), ("it waits for you: ", "bold"), f"parallax answer {event.data['id']} {options}")
+        command = f"parallax answer {event.data['id']} {options}"
+        self.say(("? ", "bold yellow"), ("it waits for you: ", "bold"), command, whole=True)
 
     def _on_question_answered(self, event: StreamEvent) -> None:
         by = "you" if event.data["by"] == "person" else event.data["by"]
@@ -238,7 +249,7 @@ class Story:
         self.say(("! ", "green"), (by, "bold"), f" {verb}: {cut(event.data['answer'], 90)}")
 
     def _on_question_defaulted(self, event: StreamEvent) -> None:
-        self.say(("! ", "yellow"), f"nobody answered in time; the default holds: {event.data['answer']}")
+        self.say(("! ", "yellow"), f"nobody answered in time; the default holds: {event.data['answer']}", whole=True)
 
     def _on_workspace_merged(self, event: StreamEvent) -> None:
         files = event.data["files"]
@@ -259,7 +270,7 @@ class Story:
 
     def _on_execution_needs_attention(self, event: StreamEvent) -> None:
         self.ended = "needs_attention"
-        self.say(("needs attention: ", "bold red"), event.data["cause"])
+        self.say(("needs attention: ", "bold red"), event.data["cause"], whole=True)
 
     def _finish(self, event: StreamEvent) -> None:
         self.ended = event.type.partition(".")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import Annotated, Any
 
 import typer
@@ -25,10 +26,8 @@ def executions(
     """List executions, newest first."""
 
     async def work(client: Any) -> None:
-        from rich.table import Table
-
-        from parallax.cli.closing import line_of
-        from parallax.cli.output import out, print_json
+        from parallax.cli.closing import COLUMNS, line_of
+        from parallax.cli.output import out, print_json, print_table
 
         found = await client.executions(limit=limit)
         if as_json:
@@ -37,10 +36,8 @@ def executions(
         if not found:
             out().print("no execution yet: start one with `parallax run PATTERN`")
             return
-        table = Table("execution", "state", "pattern", "confidence", "goal", box=None, padding=(0, 2, 0, 0))
-        for execution in found:
-            table.add_row(*line_of(execution))
-        out().print(table)
+        console = out()
+        print_table(console, COLUMNS, [line_of(execution, brief=console.is_terminal) for execution in found])
 
     _with_client(work)
 
@@ -151,32 +148,24 @@ def logs(
         from parallax.cli.output import out, print_json, safe, styled
 
         execution_id = await resolve(client, execution)
-        shown = await client.execution(execution_id)
         collected: list[dict[str, Any]] = []
         console = out()
-        last = await _last_seq(client, execution_id, shown) if not follow else None
-        async for event in client.events(execution_id):
-            name = agent_name(event.agent_id)
-            fits = event.type in {"agent.output", "agent.tool"} and (agent is None or agent in {name, event.agent_id})
-            if fits and as_json:
-                collected.append({"seq": event.seq, "at": event.at, "agent": name, "type": event.type, **event.data})
-            elif fits:
+        async with aclosing(client.events(execution_id, follow=follow)) as events:
+            async for event in events:
+                name = agent_name(event.agent_id)
+                if event.type not in {"agent.output", "agent.tool"} or (agent and agent not in {name, event.agent_id}):
+                    continue
+                if as_json:
+                    told = {"seq": event.seq, "at": event.at, "agent": name, "type": event.type}
+                    collected.append(told | event.data)
+                    continue
                 text = event.data.get("text") or f"[{event.data['name']} {event.data['status']}]"
                 for line in safe(text).splitlines():
                     console.print(styled((f"{name:<14}", "dim"), line))
-            if last is not None and event.seq >= last:
-                break
         if as_json:
             print_json({"logs": collected})
 
     _with_client(work, run=follow)
-
-
-async def _last_seq(client: Any, execution_id: str, shown: dict[str, Any]) -> int | None:
-    """Where a look without `-f` ends: None for an ended execution, whose stream ends by itself."""
-    if shown["final"]:
-        return None
-    return int((await client.execution(execution_id))["last_event"])
 
 
 def diff(
@@ -211,13 +200,19 @@ def land(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Bring an accepted result into your branch, after showing what it changes and why it is believed."""
+    """Bring the result into your branch, or a new one.
+
+    Shows what it changes and why it is believed, and asks. Never writes over changes that are not committed.
+    """
+    from parallax.cli.run import must_be_there
+
+    must_be_there(yes)
 
     async def work(client: Any) -> None:
         from parallax.cli.closing import why
         from parallax.cli.connection import resolve
         from parallax.cli.output import err, out, print_json, styled
-        from parallax.cli.run import _agreed
+        from parallax.cli.run import agreed
 
         execution_id = await resolve(client, execution)
         shown = await client.execution(execution_id)
@@ -226,8 +221,9 @@ def land(
             console.print((await client.diff(execution_id, stat=True)).rstrip())
             confidence = "unknown" if shown["confidence"] is None else f"{shown['confidence']:.2f}"
             console.print(styled("confidence ", (confidence, "bold"), f"  {why(shown)}"))
-        if not yes and not _agreed():
-            raise typer.Exit(2)
+        if not yes and not await agreed("Land it?"):
+            err().print("nothing was landed")
+            raise typer.Exit(1)
         landed = await client.land(execution_id, branch=branch)
         if as_json:
             print_json(landed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -52,3 +53,19 @@ def cut(text: str, limit: int) -> str:
     """One line of at most `limit` characters."""
     line = " ".join(safe(text).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def print_line(console: Console, line: Text, *, whole: bool = False) -> None:
+    """One line. On a terminal it is cut at the right edge, unless it must be read `whole`; in a file it never is."""
+    if console.is_terminal and not whole:
+        line.truncate(console.width, overflow="ellipsis")
+    console.print(line)
+
+
+def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """One row, one line: the last column gives way at a terminal's edge, and nothing is cut when it is piped."""
+    lines = [list(header), *([" ".join(safe(cell).split()) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for number, line in enumerate(lines):
+        padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print_line(console, Text(padded.rstrip(), style="bold" if number == 0 else ""))

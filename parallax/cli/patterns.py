@@ -30,9 +30,7 @@ def _engine() -> Any:
 
 def list_patterns(as_json: JsonFlag = False) -> None:
     """List the patterns: yours and the shipped ones."""
-    from rich.table import Table
-
-    from parallax.cli.output import cut, err, out, print_json
+    from parallax.cli.output import err, out, print_json, print_table
 
     good, bad = _engine().all()
     if as_json:
@@ -43,11 +41,10 @@ def list_patterns(as_json: JsonFlag = False) -> None:
         ]  # fmt: skip
         print_json({"patterns": rows, "errors": [str(error) for error in bad]})
         return
-    table = Table("pattern", "version", "format", "from", "when to use it", box=None, padding=(0, 2, 0, 0))
-    for p in good:
-        about = p.description.splitlines()
-        table.add_row(p.name, p.version, p.format, p.origin, cut(about[0] if about else "", 80))
-    out().print(table)
+    table = [
+        (p.name, p.version, p.format, p.origin, p.description.splitlines()[0] if p.description else "") for p in good
+    ]
+    print_table(out(), ("pattern", "version", "format", "from", "when to use it"), table)
     for error in bad:
         err().print(str(error))
 
@@ -56,9 +53,12 @@ def check(
     path: Annotated[str | None, typer.Argument(metavar="[PATTERN]", help="A name, a file or a directory.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check patterns: every mistake with its line, exit code 2 if there is one."""
+    """Check patterns: every mistake with its place.
+
+    Exit code 2 if there is one.
+    """
     from parallax.cli.output import out, print_json
-    from parallax.errors import PatternError
+    from parallax.errors import PatternError, UsageError
     from parallax.patterns.engine import FORMATS, load
 
     engine = _engine()
@@ -68,7 +68,10 @@ def check(
     if path is None:
         good, errors = engine.all()
     elif given is not None and given.is_dir():
-        for file in sorted(entry for entry in given.iterdir() if entry.suffix in FORMATS):
+        files = sorted(entry for entry in given.iterdir() if entry.suffix in FORMATS)
+        if not files:
+            raise UsageError(f"there is no pattern in {given.absolute()} (files named {', '.join(FORMATS)})")
+        for file in files:
             try:
                 good.append(load(file.absolute()))
             except PatternError as error:
@@ -109,13 +112,17 @@ def plan(
     inputs: Annotated[list[str] | None, typer.Option("--input", metavar="KEY=VALUE", help="An input.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what a pattern would do: the team, the steps, the bounds. Nothing runs."""
+    """Show what a pattern would do; nothing runs."""
     from parallax.cli.inputs import read_inputs
     from parallax.cli.output import out, print_json
     from parallax.cli.plan_view import print_plan
+    from parallax.patterns.engine import check_input
     from parallax.patterns.plan import plan_json, plan_of
 
-    shown = plan_json(plan_of(_engine().get(pattern), read_inputs(goal, inputs or [])))
+    found, given = _engine().get(pattern), read_inputs(goal, inputs or [])
+    if given:  # without any input the plan is shown in general
+        given = check_input(found, given)
+    shown = plan_json(plan_of(found, given)) | {"input": given}
     if as_json:
         print_json(shown)
     else:

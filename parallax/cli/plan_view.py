@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Iterator
+from typing import Any, Final
 
 from rich.console import Console
+from rich.text import Text
 
-from parallax.cli.output import cut, styled
+from parallax.cli.output import cut, print_line, safe, styled
+
+_INPUT: Final = re.compile(r"\$\{input\.(\w+)\}|^input\.(\w+)(?= \[|$)")
+_BELIEVED: Final = re.compile(r"\$\{<~ \w+\}")
+_NAME: Final = re.compile(r"^[A-Za-z_][\w.]*(?= \[|$)")  # a task that is no text but a value of the program
+_WHEN: Final = {"confidence high": "high", "confidence medium": "middling", "confidence low": "low",
+                "confidence default": "low"}  # fmt: skip
 
 
 def print_plan(console: Console, plan: dict[str, Any]) -> None:
@@ -14,24 +23,28 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     repo = plan.get("repository")
     where = ""
     if repo is not None:
-        branch = f" ({repo['base_branch']} at {repo['base_commit'][:10]})" if repo["base_branch"] else ""
+        branch = f" ({repo['base_branch'] or 'at'} {repo['base_commit'][:10]})"
         where = f" on {repo['location']}{branch}"
-    console.print(styled((plan["pattern"], "bold"), f" {plan['version']}{where}"))
+    print_line(console, styled((plan["pattern"], "bold"), f" {plan['version']}{where}"), whole=True)
     if plan["roles"]:
-        console.print(styled(("  team   ", "dim"), _team(plan)))
-    for index, step in enumerate(plan["steps"], 1):
-        _print_step(console, step, f"{index:>2} ", 0, first=index == 1)
+        print_line(console, styled(("  team    ", "dim"), _team(plan)), whole=True)
+    given = plan.get("input") or {}
+    lines = [line for number, step in enumerate(plan["steps"], 1) for line in _step(step, f"{number}", 0, given)]
+    width = max((len(name) for name, _ in lines), default=0)
+    for number, (name, rest) in enumerate(lines):
+        label = "  steps   " if number == 0 else " " * 10
+        print_line(console, styled((label, "dim"), (name.ljust(width), "bold"), "  ").append_text(rest))
     budget = plan.get("budget")
-    money = f"${budget / 1e6:.2f} in all" if budget else "no limit on money (--budget sets one)"
-    console.print(
-        styled(("  bounds ", "dim"), f"at most {plan['agents_at_most']} agents, each turn at most 2 h, {money}")
-    )
+    money = f"at most ${budget / 1e6:.2f}" if budget else "no limit on money (--budget sets one)"
+    agents = f"at most {plan['agents_at_most']} agent{'s' * (plan['agents_at_most'] != 1)}"
+    print_line(console, styled(("  bounds  ", "dim"), f"{agents}, each turn at most 2 h, {money}"), whole=True)
     if repo is not None and repo["dirty"]:
         paths = f"{repo['dirty']} uncommitted path{'s' * (repo['dirty'] != 1)}"
-        told = "are taken along" if repo["with_changes"] else "are left out (--with-changes takes them along)"
-        console.print(styled(("  notice ", "yellow"), f"{paths} {told}"))
+        told = "taken along" if repo["with_changes"] else "left out (--with-changes takes them along)"
+        be = "are" if repo["dirty"] != 1 else "is"
+        print_line(console, styled(("  notice  ", "yellow"), f"{paths} {be} {told}"), whole=True)
     for warning in plan["warnings"]:
-        console.print(styled(("  notice ", "yellow"), warning))
+        print_line(console, styled(("  notice  ", "yellow"), warning), whole=True)
 
 
 def _team(plan: dict[str, Any]) -> str:
@@ -43,27 +56,48 @@ def _team(plan: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _print_step(console: Console, step: dict[str, Any], number: str, depth: int, *, first: bool = False) -> None:
-    label = "  steps  " if first else "         "
-    indent = "   " * depth
-    word = {"parallel": "side by side", "race": "the first wins", "integrate": "merge all", "askHuman": "ask you"}.get(
-        step["word"], step["word"]
-    )
-    name = f" {step['id']}" if step["id"] else ""
-    each = ", one for each" if step["each"] else ""
-    who = f" by {step['role']}" if step["role"] and step["word"] in {"review", "approve"} else ""
-    role = f"{step['role']}: " if step["role"] and step["word"] == "assign" else ""
-    when = (f"  ({step['when']})", "dim") if step["when"] else ""
-    text = cut(step["text"], 70) if step["word"] not in {"review", "approve"} else ""
-    console.print(
-        styled(
-            (label, "dim"),
-            f"{indent}{number}",
-            (f"{word}{who}{each}", "bold"),
-            f"{name} ",
-            (f"{role}{text}", "dim"),
-            when,
-        )
-    )
+def _step(step: dict[str, Any], number: str, depth: int, given: dict[str, Any]) -> Iterator[tuple[str, Text]]:
+    """A step and those inside it, each as a name and what is done."""
+    name = step["id"] or ("" if depth else step["word"])
+    mark = f"{number:>2} " if depth == 0 else "   " * depth + ("- " if step["id"] else "  ")
+    what = styled(*_what(step, _text(step["text"], given)))
+    if step["when"]:
+        band = _WHEN.get(step["when"])
+        what.append(safe(f"  (if the confidence is {band})" if band else f"  (if {step['when']})"), style="dim")
+    yield f"{mark}{name}".replace("${index}", "N"), what
     for child in step["children"]:
-        _print_step(console, child, "- ", depth + 1)
+        yield from _step(child, "", depth + 1, given)
+
+
+def _what(step: dict[str, Any], text: str) -> list[tuple[str, str] | str]:
+    role = step["role"]
+    match step["word"]:
+        case "assign":
+            return [f"{role}: ", (text, "dim")]
+        case "fanout":
+            return [f"{role or 'the team'}, several at the same task: ", (text, "dim")]
+        case "review":
+            return [f"reviewed by {role}"]
+        case "approve":
+            return [f"approved by {role or text}"]
+        case "integrate":
+            return ["everything is merged ", (text, "dim")]
+        case "askHuman":
+            return ["you are asked: ", (text, "dim")]
+        case "parallel" | "race":
+            how = "side by side" if step["word"] == "parallel" else "side by side, the first wins"
+            return [f"{how}, one for each:" if step["each"] else f"{how}:"]
+        case word:
+            return [f"{word} ", (f"{role}: {text}" if role else text, "dim")]
+
+
+def _text(text: str, given: dict[str, Any]) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        return str(given[name]) if name in given else f"<{name}>"
+
+    text = _BELIEVED.sub("<confidence>", text)
+    filled = _INPUT.sub(value, text)
+    if filled == text:
+        filled = _NAME.sub(lambda match: f"<{match[0]}>", text)
+    return cut(filled, 120)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Prism by itself: run, check and format programs without agents.", no_args_is_help=True)
+app = typer.Typer(help="Prism by itself: run, check and format programs.", no_args_is_help=True)
 FileArg = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .prism file.")]
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
 import sys
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +32,10 @@ def run(
     goal: Annotated[
         str | None, typer.Argument(help="The goal, for patterns that take one: their input `goal`.")
     ] = None,
-    repo: Annotated[Path | None, typer.Option(help="The repository; the current directory by default.")] = None,
+    repo: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="The repository, or its https URL; the current directory by default."),
+    ] = None,
     inputs: Annotated[
         list[str] | None, typer.Option("--input", metavar="KEY=VALUE", help="An input; JSON values are read as such.")
     ] = None,
@@ -41,13 +48,16 @@ def run(
     detach: Annotated[bool, typer.Option("--detach", help="Leave it to the running server and return.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run a pattern: shows the plan and its bounds, asks once, follows it to the end."""
+    """Run a pattern: shows the plan, asks once, follows it.
+
+    Without a running server it embeds one; Ctrl-C then stops the agents and keeps what is finished.
+    """
     from parallax.cli.inputs import read_inputs
 
     body: dict[str, Any] = {
         "pattern": pattern_name(pattern),
         "input": read_inputs(goal, inputs or []),
-        "repo": str((repo or Path.cwd()).absolute()),
+        "repo": repo if repo and "://" in repo else str(Path(repo or ".").expanduser().absolute()),
         "base": base,
         "with_changes": with_changes,
         "agent": agent,
@@ -58,7 +68,10 @@ def run(
 
 
 def watch(execution: ExecutionArg = None, as_json: JsonFlag = False) -> None:
-    """Follow an execution; without a server, one is embedded and every unfinished execution goes on."""
+    """Follow an execution; without a server, go on with it.
+
+    Without a server one is embedded, and every unfinished execution of this data directory goes on.
+    """
     raise typer.Exit(interruptible(_watch(execution, as_json=as_json)))
 
 
@@ -70,13 +83,20 @@ def pattern_name(pattern: str) -> str:
     return str(given.absolute()) if "/" in pattern or given.suffix in FORMATS else pattern
 
 
-def interruptible(work: Any) -> int:
-    """Run it; Ctrl-C ends the command with 130, after everything was left in order."""
+def interruptible(work: Coroutine[Any, Any, int]) -> int:
+    """Run it; Ctrl-C, a hang-up or SIGTERM ends the command with 130, after everything was left in order."""
+
+    async def main() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        return await work
+
     try:
-        code: int = asyncio.run(work)
-    except KeyboardInterrupt:
+        return asyncio.run(main())
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
-    return code
 
 
 async def _run(body: dict[str, Any], *, yes: bool, detach: bool, as_json: bool) -> int:
@@ -86,16 +106,18 @@ async def _run(body: dict[str, Any], *, yes: bool, detach: bool, as_json: bool) 
     from parallax.config import load
     from parallax.errors import UsageError
 
-    settings = load()
-    async with connect(settings, run=True) as connection:
+    must_be_there(yes)
+    following = Following()
+    async with following.told(), connect(load(), run=True) as connection:
         if detach and connection.embedded:
             raise UsageError("--detach needs a running server: start one with `parallax serve`, or leave --detach out")
         plan = await connection.client.plan(body)
         if not as_json:
             print_plan(err(), plan)
             _tell_profile(body)
-        if not yes and not _agreed():
-            return 2
+        if not yes and not await agreed("Start?"):
+            err().print("nothing was started")
+            return 1
         execution = await connection.client.create(body, key=secrets.token_hex(16))
         if detach:
             if as_json:
@@ -103,72 +125,130 @@ async def _run(body: dict[str, Any], *, yes: bool, detach: bool, as_json: bool) 
             else:
                 err().print(f"started {execution['id']}: follow it with `parallax watch {execution['id'][-6:]}`")
             return 0
-        return await follow(connection, execution["id"], as_json=as_json)
-
-
-def _tell_profile(body: dict[str, Any]) -> None:
-    from parallax.cli.output import err
-    from parallax.workspaces.profile import FILE
-
-    if not (Path(body["repo"]) / FILE).exists():
-        err().print(f"  notice no {FILE} here: set-up and checks are guessed (`parallax init` writes it)")
-
-
-def _agreed() -> bool:
-    from parallax.errors import UsageError
-
-    if not sys.stdin.isatty():
-        raise UsageError("nobody is there to agree to this plan: add --yes")
-    typer.echo("Start? [Y/n] ", err=True, nl=False)
-    return sys.stdin.readline().strip().lower() in {"", "y", "yes"}
+        return await following.follow(connection, execution["id"], as_json=as_json)
 
 
 async def _watch(given: str | None, *, as_json: bool) -> int:
     from parallax.cli.connection import connect, resolve
     from parallax.config import load
 
-    async with connect(load(), run=True) as connection:
+    following = Following()
+    async with following.told(), connect(load(), run=True) as connection:
         execution_id = await resolve(connection.client, given)
-        return await follow(connection, execution_id, as_json=as_json)
+        return await following.follow(connection, execution_id, as_json=as_json)
 
 
-async def follow(connection: Connection, execution_id: str, *, as_json: bool) -> int:
-    """Show an execution to its end; returns the exit code."""
-    from parallax.cli.closing import exit_code, print_closing
-    from parallax.cli.live import Story
-    from parallax.cli.output import out, print_json
+def _tell_profile(body: dict[str, Any]) -> None:
+    from parallax.cli.output import err
+    from parallax.workspaces.profile import FILE
 
-    story = Story()
+    if Path(body["repo"]).is_dir() and not (Path(body["repo"]) / FILE).exists():
+        err().print(f"  notice  no {FILE} here: set-up and checks are guessed (`parallax init` writes it)")
+
+
+def must_be_there(yes: bool) -> None:
+    """A question needs somebody to answer it: said before anything is begun. Raises UsageError."""
+    from parallax.errors import UsageError
+
+    if not yes and not sys.stdin.isatty():
+        raise UsageError("nobody is there to agree (standard input is no terminal): add --yes")
+
+
+async def agreed(question: str) -> bool:
+    """Ask a person. The server that may be embedded here goes on meanwhile, and Ctrl-C is heard."""
+    typer.echo(f"{question} [Y/n] ", err=True, nl=False)
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), readable.set)
     try:
-        with story:
-            await follow_events(connection, execution_id, story)
-    except asyncio.CancelledError:
-        _tell_interrupted(connection, execution_id)
-        raise
-    execution = await connection.client.execution(execution_id)
-    if as_json:
-        print_json(execution)
-    else:
-        print_closing(out(), execution)
-    return exit_code(execution["state"])
+        await readable.wait()
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+    line = sys.stdin.readline()
+    return line.endswith("\n") and line.strip().lower() in {"", "y", "yes"}  # an end of input is no answer
+
+
+class Following:
+    """Shows an execution to its end. `told()` around the connection says how to go on, once all is closed."""
+
+    def __init__(self) -> None:
+        self._interrupted = ""
+
+    @asynccontextmanager
+    async def told(self) -> AsyncIterator[None]:
+        """Outside of the connection: whatever is said here about stopped agents is true by then."""
+        from parallax.cli.output import err
+
+        try:
+            yield
+        finally:
+            if self._interrupted:
+                err().print(self._interrupted)
+
+    async def follow(self, connection: Connection, execution_id: str, *, as_json: bool) -> int:
+        """Follow; returns the exit code."""
+        from parallax.cli.closing import exit_code, print_closing
+        from parallax.cli.live import Story
+        from parallax.cli.output import out, print_json
+
+        begun = time.time()
+        story = Story()
+        name = execution_id[-6:]
+        try:
+            with story:
+                await follow_events(connection, execution_id, story)
+            if story.ended is None:
+                self._interrupted = f"the server stopped; finished steps are kept: go on with `parallax watch {name}`"
+                return 130
+            execution = await connection.client.execution(execution_id)
+            if as_json:
+                print_json(execution)
+            else:
+                print_closing(out(), execution)
+            if connection.embedded:
+                await _wait_for_guests(connection, execution_id, begun)
+        except asyncio.CancelledError:
+            self._interrupted = _how_to_go_on(connection, name, ended=story.ended is not None)
+            raise
+        return exit_code(execution["state"])
+
+
+def _how_to_go_on(connection: Connection, name: str, *, ended: bool) -> str:
+    if ended:
+        return ""
+    if connection.embedded:
+        return (
+            f"interrupted: the agents are stopped, finished steps are kept. Go on with `parallax watch {name}`, "
+            f"or end it with `parallax cancel {name}`."
+        )
+    return f"no longer watching; it goes on in the server. `parallax watch {name}` follows it again."
 
 
 async def follow_events(connection: Connection, execution_id: str, story: Story) -> None:
-    """Feed a story until the execution has ended or waits for a person's decision about it."""
-    async for event in connection.client.events(execution_id, story.last_seq):
-        story.take(event)
-        if story.ended is not None:
-            return
+    """Feed a story until the execution has ended, waits for a person's decision about it, or the server is gone."""
+    from parallax.client import Disconnected
+
+    try:
+        async with aclosing(connection.client.events(execution_id, story.last_seq)) as events:
+            async for event in events:
+                story.take(event)
+                if story.ended is not None:
+                    return
+    except Disconnected:
+        return
 
 
-def _tell_interrupted(connection: Connection, execution_id: str) -> None:
+async def _wait_for_guests(connection: Connection, own: str, since: float) -> None:
+    """What other commands handed to the server in this process runs to its end before the process goes."""
     from parallax.cli.output import err
 
-    name = execution_id[-6:]
-    if connection.embedded:
-        err().print(
-            f"\ninterrupted: the agents are stopped, finished steps are kept. Go on with `parallax watch {name}`, "
-            f"or end it with `parallax cancel {name}`."
-        )
-    else:
-        err().print(f"\nno longer watching; it goes on in the server. `parallax watch {name}` follows it again.")
+    said = False
+    while True:
+        live = await connection.client.executions(states=("queued", "running", "cancelling"))
+        guests = [e for e in live if e["id"] != own and e["created_at"] >= since]
+        if not guests:
+            return
+        if not said:
+            names = ", ".join(e["id"][-6:] for e in guests)
+            err().print(f"waiting for what other commands started here: {names} (Ctrl-C leaves it resumable)")
+            said = True
+        await asyncio.sleep(0.5)

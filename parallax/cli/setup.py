@@ -1,23 +1,19 @@
-"""Setting up: init a repository, serve, and doctor."""
+"""Setting up: init a repository, and doctor."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from parallax.cli.options import JsonFlag
 
-if TYPE_CHECKING:
-    from parallax.app import Parallax
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(init)
-    app.command()(serve)
     app.command()(doctor)
 
 
@@ -27,7 +23,10 @@ def init(
     skip_checks: Annotated[bool, typer.Option("--no-try", help="Do not try set-up and checks.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Look at a repository, try its set-up and checks once, and write its profile .parallax.yaml."""
+    """Look at a repository and write its .parallax.yaml.
+
+    Tries its set-up and its checks once, on a clean copy.
+    """
     asyncio.run(_init((repo or Path.cwd()).absolute(), force=force, tries=not skip_checks, as_json=as_json))
 
 
@@ -90,61 +89,8 @@ def _findings(profile: Any, evidence: list[Any]) -> list[str]:
     return lines + extras
 
 
-def serve(
-    host: Annotated[str | None, typer.Option(help="The address to listen on; loopback by default.")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="The port; 8080 by default, 0 takes a free one.")
-    ] = None,
-    test_hooks: Annotated[bool, typer.Option("--test-hooks", hidden=True)] = False,
-) -> None:
-    """Run the server: it resumes every unfinished execution and takes in new ones."""
-    asyncio.run(_serve(host, port, test_hooks=test_hooks))
-
-
-async def _serve(host: str | None, port: int | None, *, test_hooks: bool) -> None:
-    from parallax.app import Parallax
-    from parallax.cli.connection import listen
-    from parallax.config import load
-    from parallax.errors import ConfigurationError
-
-    changes: dict[str, Any] = {"host": host, "port": port}
-    settings = load().model_copy(update={key: value for key, value in changes.items() if value is not None})
-    if settings.host not in {"127.0.0.1", "localhost", "::1"}:
-        raise ConfigurationError(
-            f"this version serves loopback only, not {settings.host}: agents run commands, so a port that others reach "
-            "needs scoped keys and TLS first; put an SSH tunnel in front"
-        )
-    listener = listen(settings.host, settings.port)
-    try:
-        async with Parallax(settings, test_hooks=test_hooks) as parallax:
-            await _serve_on(parallax, listener)
-    finally:
-        listener.close()
-
-
-async def _serve_on(parallax: Parallax, listener: Any) -> None:
-    import uvicorn
-
-    from parallax.cli.output import err
-    from parallax.server.app import create_app
-
-    settings = parallax.settings
-    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{shown}:{listener.getsockname()[1]}"
-    config = uvicorn.Config(
-        create_app(parallax), loop="asyncio", lifespan="off", log_level="warning", timeout_graceful_shutdown=5
-    )
-    parallax.announce(url)
-    running = len(parallax.engine.running)
-    resumed = f", {running} execution{'s' * (running != 1)} resumed" if running else ""
-    err().print(
-        f"Parallax serves at {url} (data in {settings.data_dir}){resumed}. Ctrl-C stops it; work can be resumed."
-    )
-    await uvicorn.Server(config).serve(sockets=[listener])
-
-
 def doctor(as_json: JsonFlag = False) -> None:
-    """Say what this machine has: git, SQLite, the sandbox, and which agents are ready with which account."""
+    """Say what this machine has, and which agents are ready."""
     from parallax.cli.doctor import report
 
     raise typer.Exit(report(as_json=as_json))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def tell(
     agent: AgentArg, text: Annotated[str, typer.Argument(help="What it should know.")], as_json: JsonFlag = False
 ) -> None:
-    """Say something to a running agent; it is delivered at its next turn."""
+    """Say something to a running agent, for its next turn."""
 
     async def work(client: Any) -> None:
         _done(await client.tell(agent, text), as_json, f"{agent} hears it at its next turn")
@@ -33,7 +34,10 @@ def tell(
 
 
 def stop(agent: AgentArg, as_json: JsonFlag = False) -> None:
-    """End a running agent's process; its step is tried again or fails, by policy."""
+    """End a running agent's process.
+
+    Its step is tried again or fails, by policy.
+    """
 
     async def work(client: Any) -> None:
         _done(await client.stop(agent), as_json, f"{agent} is stopped")
@@ -42,15 +46,28 @@ def stop(agent: AgentArg, as_json: JsonFlag = False) -> None:
 
 
 def cancel(execution: ExecutionArg = None, as_json: JsonFlag = False) -> None:
-    """Cancel an execution: nothing of it runs on; its finished branches stay."""
+    """Cancel an execution; its finished branches stay."""
+    from parallax.cli.run import interruptible
 
-    async def work(client: Any) -> None:
-        from parallax.cli.connection import resolve
+    raise typer.Exit(interruptible(_cancel(execution, as_json=as_json)))
 
-        execution_id = await resolve(client, execution)
-        _done(await client.cancel(execution_id), as_json, f"{execution_id} is being cancelled")
 
-    _with_client(work, run=True)
+async def _cancel(given: str | None, *, as_json: bool) -> int:
+    from parallax.cli.connection import connect, resolve
+    from parallax.config import load
+
+    async with connect(load(), run=True) as connection:
+        client = connection.client
+        execution_id = await resolve(client, given)
+        cancelled = await client.cancel(execution_id)
+        if connection.embedded:  # the server goes with this command: what is cancelled has to end before
+            async with aclosing(client.events(execution_id)) as events:
+                async for _ in events:
+                    pass
+            cancelled = await client.execution(execution_id)
+        told = "is cancelled" if cancelled["state"] == "cancelled" else "is being cancelled"
+        _done(cancelled, as_json, f"{execution_id} {told}; its finished branches stay")
+    return 0
 
 
 def questions(as_json: JsonFlag = False) -> None:

@@ -12,7 +12,7 @@ import orjson
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from parallax.errors import UsageError
-from parallax.events import Event, EventBus
+from parallax.events import Event, EventLog
 
 HEARTBEAT_S = 15
 SEND_TIMEOUT_S = 30
@@ -41,11 +41,19 @@ def last_event_id(header: str | None, query: str | None) -> int:
     return int(given)
 
 
-def stream(bus: EventBus, execution: str, after: int) -> EventSourceResponse:
-    """The event stream of one execution."""
+async def so_far(log: EventLog, execution: str, after: int) -> AsyncIterator[Event]:
+    """The events above `after` that there are now."""
+    while page := await log.events(execution, after):
+        for event in page:
+            after = event.seq
+            yield event
+
+
+def response(events: AsyncIterator[Event]) -> EventSourceResponse:
+    """A stream of events, on the wire."""
 
     async def source() -> AsyncIterator[ServerSentEvent]:
-        async for event in bus.stream(execution, after):
+        async for event in events:
             yield ServerSentEvent(data=orjson.dumps(event_json(event)).decode(), event=event.type, id=str(event.seq))
 
     return EventSourceResponse(source(), ping=HEARTBEAT_S, send_timeout=SEND_TIMEOUT_S)

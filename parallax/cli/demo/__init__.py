@@ -22,7 +22,10 @@ def demo(
         str, typer.Option(metavar="TYPE", help="scripted needs no account; claude, codex ... use the real one.")
     ] = "scripted",
 ) -> None:
-    """Watch a scripted team turn a failing sample repository into a tested branch, through a SIGKILL."""
+    """Watch a team fix a sample repository, through a SIGKILL.
+
+    Scripted agents really edit it and a check really runs; nothing of yours is touched.
+    """
     from parallax.cli.demo.show import run_demo
     from parallax.cli.run import interruptible
 

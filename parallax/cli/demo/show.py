@@ -10,22 +10,23 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from parallax.cli.closing import exit_code, print_closing
+from parallax.cli.closing import exit_code, print_closing, print_commands
 from parallax.cli.connection import running_server
 from parallax.cli.demo.sample import GOAL, make_sample, make_script, run_tests
 from parallax.cli.live import Story
 from parallax.cli.output import err, out, styled
 from parallax.cli.plan_view import print_plan
-from parallax.client import Client
+from parallax.client import Client, StreamEvent
 from parallax.datadir import existing_key
 from parallax.errors import AgentUnavailable, ConfigurationError
 from parallax.redaction import Secret
@@ -78,6 +79,8 @@ class DemoServer:
         self.ledger = place / "ledger.jsonl"
         self.url = ""
         self.killed_at: float | None = None
+        self.started_at = 0.0
+        self._told = False
         self._script = make_script(place)
         self._process: asyncio.subprocess.Process | None = None
 
@@ -102,6 +105,7 @@ class DemoServer:
 
     async def start(self, *, kill: bool) -> None:
         """Start the process and wait for its address."""
+        self.started_at = time.time()
         environment = os.environ | {
             "PARALLAX_DATA_DIR": str(self.data),
             "PARALLAX_AGENT_SCRIPT": str(self._script),
@@ -138,6 +142,14 @@ class DemoServer:
                 await self._process.wait()
         return self._process.returncode == -signal.SIGKILL
 
+    def tell_restart(self, story: Story, first: StreamEvent) -> None:
+        """Say that it runs again when its first event is there, and whether that was on disk before the kill."""
+        if self.killed_at is None or self._told:
+            return
+        self._told = True
+        kept = "; what it had on disk at the kill:" if first.at < self.killed_at else ""
+        story.say(("⟳ ", "bold green"), f"it is started again on the same data{kept}", at=self.started_at)
+
     async def _stop(self) -> None:
         process = self._process
         if process is None or process.returncode is not None:
@@ -161,8 +173,9 @@ async def _follow(server: DemoServer, repository: Path, agent: str) -> dict[str,
     with story:
         while story.ended is None:
             try:
-                async with server.client() as client:
-                    async for event in client.events(execution_id, story.last_seq):
+                async with server.client() as client, aclosing(client.events(execution_id, story.last_seq)) as events:
+                    async for event in events:
+                        server.tell_restart(story, event)
                         story.take(event)
             except ConfigurationError:
                 if not await server.died():
@@ -172,7 +185,6 @@ async def _follow(server: DemoServer, repository: Path, agent: str) -> dict[str,
                     ("☠ ", "bold red"), ("Parallax is killed with SIGKILL", "bold red"), " in the middle of the work"
                 )
                 await server.start(kill=False)
-                story.say(("⟳ ", "bold green"), "it is started again on the same data")
     async with server.client() as client:
         return await client.execution(execution_id)
 
@@ -185,28 +197,32 @@ def _print_end(server: DemoServer, repository: Path, execution: dict[str, Any]) 
         console.print(styled(f"  finished steps that ran again after the SIGKILL: {again} (the agents' own ledger)"))
     passed, line = run_tests(repository)
     console.print(styled(f"  your branch still fails as before: {line}" if not passed else f"  your branch: {line}"))
-    prefix = f"PARALLAX_DATA_DIR={server.data} "
     name = execution["id"][-6:]
     console.print("\nLook at it:")
-    for command, about in (
-        (f"{prefix}parallax show --why {name}", "why each step is believed"),
-        (f"{prefix}parallax diff {name}", "what the result changes"),
-        (f"{prefix}parallax land {name} --branch tested", "make a branch of it in the sample repository"),
-    ):
-        console.print(styled(("  " + command, "bold"), (f"   # {about}", "dim")))
-    console.print("\nOn your own repository:")
-    console.print(styled(("  cd your-repository && parallax init", "bold")))
-    console.print(styled((f'  parallax run fix "what shall be true"{_own_agent()}', "bold")))
+    print_commands(
+        console,
+        (f"export PARALLAX_DATA_DIR={shlex.quote(str(server.data))}", ""),
+        (f"parallax show --why {name}", "why each step is believed"),
+        (f"parallax diff {name}", "what the result changes"),
+        (f"parallax land {name} --branch tested", "make a branch of it in the sample repository"),
+    )
+    console.print("\nOn your own repository (with PARALLAX_DATA_DIR unset):")
+    own = _own_agent()
+    print_commands(
+        console,
+        ("parallax init", "finds set-up and checks, writes .parallax.yaml"),
+        (f'parallax run fix "what shall be true"{own}', "" if own else "needs a coding CLI: see `parallax doctor`"),
+    )
 
 
 def _own_agent() -> str:
-    """The agent of this machine that is ready, as an option; a hint where none is."""
+    """The agent of this machine that is ready, as an option; nothing where none is."""
     from parallax.agents.clis import catalogue
 
     for type_ in catalogue.known_types():
         if type_ != "scripted" and catalogue.probe(type_).ready:
             return f" --agent {type_}"
-    return "   # needs a coding CLI: `parallax doctor` says which are ready"
+    return ""
 
 
 def _run_again(ledger: Path, killed_at: float, execution: dict[str, Any]) -> int:

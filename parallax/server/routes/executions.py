@@ -106,10 +106,14 @@ async def events(
     parallax: Part,
     last_event_id: Annotated[str | None, Header()] = None,
     after: str | None = None,
+    follow: bool = True,
 ) -> Response:
-    """Server-sent events: everything after `Last-Event-ID`, then live, until the execution has ended."""
+    """Server-sent events: all after `Last-Event-ID`, then live to the end; with `follow=false` what there is now."""
     await parallax.store.execution(execution_id)
-    return sse.stream(parallax.bus, execution_id, sse.last_event_id(last_event_id, after))
+    start = sse.last_event_id(last_event_id, after)
+    if follow:
+        return sse.response(parallax.bus.stream(execution_id, start))
+    return sse.response(sse.so_far(parallax.store, execution_id, start))
 
 
 @router.post("/{execution_id}/cancel", status_code=202)

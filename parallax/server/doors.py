@@ -1,0 +1,70 @@
+"""Listening: a uvicorn server that leaves the process's signals alone, and the answer to everybody before it is ready.
+
+`cli.serve` and `cli.connection` put it in front of a Parallax. Nothing heavy is imported here, so that `/healthz`
+answers while the rest of the program is still being loaded and executions are being resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from typing import Any, Final
+
+import uvicorn
+
+_STARTING: Final = {
+    "type": "about:blank",
+    "title": "Starting",
+    "status": 503,
+    "detail": "Parallax is starting: it loads and resumes what was running; try again in a moment",
+    "retryable": True,
+}
+
+
+class Front:
+    """ASGI application that answers for itself until `app` is set."""
+
+    def __init__(self) -> None:
+        self.app: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self.app is not None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] == "/healthz":
+            await _answer(send, 200, "application/json", {"status": "ok"})
+        elif scope["type"] == "http" and scope["path"] == "/readyz":
+            await _answer(send, 503, "application/json", {"ready": False, "reason": "the engine is starting"})
+        elif scope["type"] == "http":
+            await _answer(send, 503, "application/problem+json", _STARTING)
+
+
+async def _answer(send: Any, status: int, media: str, body: dict[str, Any]) -> None:
+    headers = [(b"content-type", media.encode()), (b"retry-after", b"1")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+
+class Doors(uvicorn.Server):
+    """A uvicorn server whose owner handles the signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take none."""
+        yield
+
+    def shut(self, by: signal.Signals | None = None) -> None:
+        """Stop taking requests; with a signal, event streams end as well instead of being waited for."""
+        if by is None:
+            self.should_exit = True
+        else:
+            self.handle_exit(by, None)
+
+
+def make_doors(app: Any, *, drain_s: int) -> Doors:
+    """A server for an ASGI application; `serve(sockets=[...])` runs it."""
+    config = uvicorn.Config(
+        app, loop="asyncio", lifespan="off", log_level="warning", timeout_graceful_shutdown=drain_s, server_header=False
+    )
+    return Doors(config)
