@@ -16,7 +16,7 @@ from parallax.agents.clis.base import PRESETS
 from parallax.agents.clis.claude import Claude, ClaudeHeadless
 from parallax.agents.clis.codex import Codex, CodexHeadless
 from parallax.agents.clis.generic import AcpCommand
-from parallax.errors import AgentUnavailable
+from parallax.errors import AgentUnavailable, LoginNeeded
 from parallax.ports import AgentSession, ModelDoor
 from parallax.redaction import Secret
 
@@ -95,10 +95,23 @@ def test_without_a_door_the_users_login_is_copied(session: AgentSession, tmp_pat
         prepare_home(cli, dataclasses.replace(session, door=DOOR))
         assert not (session.home / name).exists()
         prepare_home(cli, session)
+        (session.home / name).write_text("renewed by the agent")
+        prepare_home(cli, session)
+        assert (session.home / name).read_text() == "renewed by the agent"
+        (session.home / name).unlink()
+        prepare_home(cli, session)
         assert (session.home / name).read_text() == "login"
         assert (session.home / name).stat().st_mode & 0o777 == 0o600
     config = tomllib.loads(codex.config(session)[".codex/config.toml"])
     assert "model_provider" not in config
+
+
+def test_without_door_and_login_it_is_said_at_once(session: AgentSession, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for cli in ALL:
+        with pytest.raises(LoginNeeded, match="is not logged in: there is no key for it and no"):
+            prepare_home(cli, session)
+        prepare_home(cli, dataclasses.replace(session, env={"SOME_API_KEY": "x"}))
 
 
 def test_any_acp_command_by_configuration(at_door: AgentSession, session: AgentSession) -> None:
@@ -164,6 +177,9 @@ def test_readiness(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / ".codex/auth.json").write_text("{}")
     login = catalogue.probe("codex", which("codex"), {})
     assert (login.ready, login.account) == (True, "login")
+    gemini = catalogue.probe("gemini", which("gemini"), {"GEMINI_API_KEY": "x"})
+    assert (gemini.found, gemini.ready) == (True, False)
+    assert "no way to give it an account" in (gemini.problem or "")
     scripted = catalogue.probe("scripted", script=tmp_path / "s")
     assert (scripted.ready, scripted.how) == (True, "needs no account")
 

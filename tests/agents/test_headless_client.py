@@ -21,7 +21,8 @@ from parallax.agents.clis.codex import CodexHeadless
 from parallax.agents.runtimes.local import LocalRuntime
 from parallax.errors import AgentCrashed, AgentError, LoginNeeded, ProtocolViolation, ProviderLimited
 from parallax.models import LaunchSpec, Progress, Task, TaskResult
-from parallax.ports import AgentCLI, AgentSession, Quirks
+from parallax.ports import AgentCLI, AgentSession, ModelDoor, Quirks
+from parallax.redaction import Secret
 
 TRANSCRIPTS = Path(__file__).parent / "transcripts"
 Replay = Callable[..., HeadlessClient]
@@ -30,6 +31,8 @@ Replay = Callable[..., HeadlessClient]
 @pytest.fixture
 def replay(runtime: LocalRuntime, session: AgentSession, tmp_path: Path, owner: str) -> Any:
     """`replay("claude-write", code=0)`: a client whose CLI prints that transcript (or those lines) and exits so."""
+
+    at_door = replace(session, door=ModelDoor(url="http://127.0.0.1:9", token=Secret("plx_token")))
 
     def client(
         lines: str | list[Any], *, code: int = 0, cli: AgentCLI | None = None, end: str = "", err: str = ""
@@ -53,7 +56,7 @@ def replay(runtime: LocalRuntime, session: AgentSession, tmp_path: Path, owner: 
         )
         program.chmod(0o755)
         return HeadlessClient(
-            runtime=runtime, cli=cli or ClaudeHeadless(), session=session, program=str(program), grace_s=0.5
+            runtime=runtime, cli=cli or ClaudeHeadless(), session=at_door, program=str(program), grace_s=0.5
         )
 
     yield client

@@ -28,7 +28,7 @@ class Bench:
     clients: list[AgentClient]
 
     async def start(
-        self, type_: str, how: str, preset: str = "permissive", cli_session: str | None = None
+        self, type_: str, how: str, preset: str = "permissive", cli_session: str | None = None, door: bool = True
     ) -> AgentClient:
         """An open client; `how` is acp or headless."""
         adapters = {"claude-agent-acp", "codex-acp"} if how == "acp" else set()
@@ -45,7 +45,7 @@ class Bench:
             tree=self.place / "tree",
             preset=preset,
             cli_session=cli_session,
-            door=await self.gateway.open_session(agent_id, type_),
+            door=await self.gateway.open_session(agent_id, type_) if door else None,
         )
         client = make_client(found, runtime=self.runtime, session=session)
         self.clients.append(client)

@@ -14,7 +14,7 @@ from agent_helpers import play, task
 from conformance_bench import KEYS, Bench
 
 from parallax.agents.runtimes.local import MARK
-from parallax.errors import AgentError, ProviderLimited
+from parallax.errors import AgentError, LoginNeeded, ProviderLimited
 from parallax.models import Question
 
 pytestmark = [pytest.mark.real_cli, pytest.mark.timeout(300)]
@@ -150,6 +150,21 @@ async def test_cancel_ends_a_hanging_turn(bench: Bench, type_: str, how: str) ->
         await asyncio.sleep(0.05)
     await client.cancel()
     assert (await rest)[-1].stop == "cancelled"
+
+
+@every_cli
+async def test_without_an_account_it_says_so(bench: Bench, type_: str, how: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HOME", str(bench.place))  # a user who never logged in
+    with pytest.raises(LoginNeeded, match="there is no key for it and no /"):
+        await bench.start(type_, how, door=False)
+
+
+async def test_an_expired_login_is_named(bench: Bench) -> None:
+    (bench.place / "home/.claude").mkdir(parents=True)
+    (bench.place / "home/.claude/.credentials.json").write_text("{}")
+    client = await bench.start("claude", "headless", door=False)
+    with pytest.raises(LoginNeeded):
+        await play(client)
 
 
 async def _all(turn: Any) -> list[Any]:

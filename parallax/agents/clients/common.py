@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
+from parallax.errors import LoginNeeded
 from parallax.ports import AgentCLI, AgentSession
 
 START_S: Final = 60.0
@@ -80,9 +82,23 @@ def prepare_home(cli: AgentCLI, session: AgentSession) -> None:
     for name, text in cli.files(session).items():
         _write(session.home, name, text.encode())
     if session.door is None and isinstance(cli, HasLogin):
-        for name, source in cli.login_files().items():
-            if source.is_file():
-                _write(session.home, name, source.read_bytes())
+        _copy_login(cli.type, cli.login_files(), session)
+
+
+def _copy_login(type_: str, files: Mapping[str, Path], session: AgentSession) -> None:
+    """The user's login, unless the agent's own copy is newer: it may have been renewed there.
+
+    Without any, the CLI would find out by itself, some of them after minutes of trying. (macOS keeps logins elsewhere.)
+    """
+    for name, source in files.items():
+        own = session.home / name
+        if source.is_file() and not (own.is_file() and own.stat().st_mtime >= source.stat().st_mtime):
+            _write(session.home, name, source.read_bytes())
+    has_login = any((session.home / name).is_file() for name in files)
+    has_key = any(name.endswith(("_API_KEY", "_AUTH_TOKEN")) for name in session.env or ())
+    if not has_login and not has_key and sys.platform != "darwin":
+        sources = " or ".join(map(str, files.values()))
+        raise LoginNeeded(f"The agent '{type_}' is not logged in: there is no key for it and no {sources}")
 
 
 def _write(home: Path, name: str, data: bytes) -> None:

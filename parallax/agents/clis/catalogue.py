@@ -60,6 +60,9 @@ class _Known:
     adapter: str | None = None
     keys: tuple[str, ...] = ()
     login: Callable[[], Mapping[str, Path]] = dict
+    served: bool = (
+        True  # whether Parallax can give it an account: the gateway speaks its dialect, or its login is known
+    )
 
 
 _KNOWN: Final[Mapping[str, _Known]] = {
@@ -79,15 +82,11 @@ _KNOWN: Final[Mapping[str, _Known]] = {
         keys=("OPENAI_API_KEY",),
         login=codex_login,
     ),
-    "gemini": _Known(
-        name="Gemini CLI", program="gemini", install="npm install -g @google/gemini-cli", keys=("GEMINI_API_KEY",)
-    ),
-    "opencode": _Known(name="OpenCode", program="opencode", install="npm install -g opencode-ai"),
-    "qwen": _Known(
-        name="Qwen Code", program="qwen", install="npm install -g @qwen-code/qwen-code", keys=("OPENAI_API_KEY",)
-    ),
+    "gemini": _Known(name="Gemini CLI", program="gemini", install="npm install -g @google/gemini-cli", served=False),
+    "opencode": _Known(name="OpenCode", program="opencode", install="npm install -g opencode-ai", served=False),
+    "qwen": _Known(name="Qwen Code", program="qwen", install="npm install -g @qwen-code/qwen-code", served=False),
 }
-# Those that speak ACP themselves. Their key is the user's own variable until the gateway speaks their dialects.
+# Those that speak ACP themselves. They start, but have no account until the gateway speaks their dialects.
 _COMMANDS: Final[Mapping[str, AcpCommand]] = {
     "gemini": AcpCommand(
         "gemini",
@@ -168,7 +167,10 @@ def find(
 def probe(
     type_: str, which: Which = shutil.which, environ: Mapping[str, str] = os.environ, script: Path | None = None
 ) -> Readiness:
-    """Whether an agent type can be used here, with which account, and if not, why."""
+    """Whether an agent type can be used here, with which account, and if not, why.
+
+    `environ` is where keys are looked up: whoever has read settings from a file as well passes both.
+    """
     try:
         found = find(type_, which, script=script)
     except AgentUnavailable as error:
@@ -211,14 +213,10 @@ def _account(known: _Known, environ: Mapping[str, str]) -> tuple[str | None, str
 
 
 def _no_account(known: _Known) -> str:
-    ways = [f"set {variable}" for variable in known.keys]
-    if known.login():
-        ways.append(f"log in once with '{known.program}'")
-    return (
-        f"{known.name} has no account here: {' or '.join(ways)}"
-        if ways
-        else (f"{known.name} uses the providers of its own configuration, which Parallax does not read yet")
-    )
+    if not known.served:
+        return f"{known.name} can be started, but this version of Parallax has no way to give it an account"
+    ways = [*(f"set {variable}" for variable in known.keys), f"log in once with '{known.program}'"]
+    return f"{known.name} has no account here: {' or '.join(ways)}"
 
 
 def version_of(program: str | None) -> str | None:

@@ -75,6 +75,7 @@ class LocalProcess:
         self._pid = transport.get_pid()
         self._mark = mark
         self._stopping = asyncio.Lock()
+        self._input_closed = False
         self._cpu_s = 0.0
 
     @property
@@ -96,6 +97,7 @@ class LocalProcess:
         """Close standard input."""
         stdin = self._pipes.stdin
         assert stdin is not None
+        self._input_closed = True
         stdin.close()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             await stdin.wait_closed()
@@ -120,15 +122,17 @@ class LocalProcess:
     async def stop(self, grace_s: float) -> int:
         """Close input, SIGTERM to the group, SIGKILL to the group and to all that carries the mark: within `grace_s`.
 
-        The first 60 % of the grace belong to closing the input: nearly every agent leaves on that.
+        The first 60 % of the grace belong to closing the input: nearly every agent leaves on that. A process whose
+        input was closed before gets the signal at once.
         """
         async with self._stopping:
             tree = _tree(self._pid)
             try:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(grace_s * 0.6):
-                        await self.close_input()
-                        await self._pipes.exited.wait()
+                if not self._input_closed:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(grace_s * 0.6):
+                            await self.close_input()
+                            await self._pipes.exited.wait()
                 if not self._pipes.exited.is_set():
                     _signal_group(self._pid, signal.SIGTERM)
                     with contextlib.suppress(TimeoutError):
