@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import os
@@ -17,8 +18,9 @@ import pytest
 from agent_helpers import marked, play, task
 
 from parallax.agents.clients.acp import AcpClient
+from parallax.agents.clients.acp_shapes import progress_of
 from parallax.agents.clients.wire import Lines, read_frame
-from parallax.agents.clis.scripted import ScriptedCLI
+from parallax.agents.clis.scripted import AGENT, ScriptedCLI
 from parallax.agents.runtimes.local import LocalRuntime
 from parallax.errors import (
     AgentCrashed,
@@ -29,7 +31,7 @@ from parallax.errors import (
     ProtocolViolation,
     ProviderLimited,
 )
-from parallax.models import Progress, Question, TaskResult
+from parallax.models import LaunchSpec, Progress, Question, TaskResult
 from parallax.ports import AgentSession
 
 
@@ -335,8 +337,6 @@ async def test_signs_of_life(start: Any) -> None:
 
 
 async def test_a_session_is_continued_by_its_id(runtime: LocalRuntime, session: AgentSession, tmp_path: Path) -> None:
-    import dataclasses
-
     (tmp_path / "s.json").write_text('{"rules": [{"do": [{"say": "hi"}]}]}')
     known = dataclasses.replace(session, cli_session="abc")
     client = AcpClient(runtime=runtime, cli=ScriptedCLI(tmp_path / "s.json"), session=known, program=sys.executable)
@@ -344,6 +344,31 @@ async def test_a_session_is_continued_by_its_id(runtime: LocalRuntime, session: 
     _, result = await play(client)
     assert result.session_ref == "abc"
     await client.close()
+
+
+async def test_a_forgotten_session_is_begun_anew(runtime: LocalRuntime, session: AgentSession, tmp_path: Path) -> None:
+    source = AGENT.read_text().replace('case "session/load":', 'case "session/load" if not params["sessionId"]:')
+    (tmp_path / "forgetful.py").write_text(source)
+    (tmp_path / "s.json").write_text('{"rules": [{"do": [{"say": "hi"}]}]}')
+
+    class Forgetful(ScriptedCLI):
+        def launch(self, session: AgentSession, program: str) -> LaunchSpec:
+            spec = super().launch(session, program)
+            return dataclasses.replace(spec, argv=(program, str(tmp_path / "forgetful.py"), *spec.argv[3:]))
+
+    known = dataclasses.replace(session, cli_session="abc")
+    client = AcpClient(runtime=runtime, cli=Forgetful(tmp_path / "s.json"), session=known, program=sys.executable)
+    assert await client.open() not in {"abc", None}
+    await client.close()
+
+
+def test_the_input_of_a_tool_is_bounded() -> None:
+    raw: dict[str, Any] = {"content": "x" * 1_000_000, "command": ["a", "b"], "deep": {"a": ["y" * 9_000]}}
+    raw |= {f"k{n}": n for n in range(99)}
+    item = progress_of({"sessionUpdate": "tool_call", "toolCallId": "1", "title": "t", "rawInput": raw})
+    assert item is not None
+    assert item.data["input"]["command"] == ["a", "b"]
+    assert len(json.dumps(item.data)) < 10_000
 
 
 async def test_close_in_mid_turn_leaves_nothing(start: Any, owner: str) -> None:

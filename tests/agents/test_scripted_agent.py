@@ -58,14 +58,16 @@ def close(agent: subprocess.Popen[bytes]) -> int:
 
 def test_it_starts_fast(tmp_path: Path) -> None:
     script = write(tmp_path / "s.json", {"rules": []})
-    best = 10.0
-    for _ in range(5):
+    best, promised = 10.0, 0.060
+    for _ in range(20):
         began = time.perf_counter()
         agent = begin(script)
         ask(agent, "initialize", {"protocolVersion": 1})
         best = min(best, time.perf_counter() - began)
         assert close(agent) == 0
-    assert best < 3 * 0.060  # the promise is 60 ms; a shared machine gets three times that
+        if best < promised:
+            break
+    assert best < 3 * promised  # a busy machine gets three times that
 
 
 def test_it_imports_the_standard_library_only(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from pydantic import ValidationError
 from parallax._version import __version__
 from parallax.agents.clients import acp_shapes as shapes
 from parallax.agents.clients.common import GRACE_S, MESSAGE_LIMIT, START_S, HasMeta, Pulse, prepare_home
-from parallax.agents.clients.failures import failure, hidden_in
+from parallax.agents.clients.failures import AUTH_REQUIRED, failure, hidden_in
 from parallax.agents.clients.report import read_report
 from parallax.agents.clients.wire import CHUNK, FrameTransport, Tail
 from parallax.errors import AgentCrashed, AgentError, AgentStalled, ProtocolViolation, ProviderLimited
@@ -135,6 +135,10 @@ class _Turn:
         """Wait for an item or the end."""
         await self._filled.wait()
 
+    def end(self) -> None:
+        """Nobody reads any more: do not hold the agent back."""
+        self._room.set()
+
     async def room(self) -> None:
         """Wait until the reader has caught up: the agent's own pipe then holds it back."""
         await self._room.wait()
@@ -229,18 +233,23 @@ class AcpClient:
         return greeting
 
     async def _begin(self, greeting: InitializeResponse) -> str:
+        """Continue the known session where the CLI can, else begin one: the id that comes back tells which it was."""
         assert self._connection is not None
         cwd, known = str(self._session.tree), self._session.cli_session
         meta: dict[str, Any] = dict(self._cli.meta(self._session)) if isinstance(self._cli, HasMeta) else {}
-        capabilities = greeting.agent_capabilities
-        match self._cli.quirks.resume if known else "none":
-            case "load" if capabilities and capabilities.load_session:
-                await self._connection.load_session(cwd=cwd, session_id=known or "", mcp_servers=[], **meta)
-            case "resume" if capabilities and capabilities.session_capabilities:
-                await self._connection.resume_session(cwd=cwd, session_id=known or "", mcp_servers=[], **meta)
-            case _:
-                return (await self._connection.new_session(cwd=cwd, mcp_servers=[], **meta)).session_id
-        return known or ""
+        can, resume = greeting.agent_capabilities, self._cli.quirks.resume
+        try:
+            if known and can and resume == "load" and can.load_session:
+                await self._connection.load_session(cwd=cwd, session_id=known, mcp_servers=[], **meta)
+                return known
+            if known and can and resume == "resume" and can.session_capabilities and can.session_capabilities.resume:
+                await self._connection.resume_session(cwd=cwd, session_id=known, mcp_servers=[], **meta)
+                return known
+        except RequestError as error:
+            if error.code == AUTH_REQUIRED:
+                raise
+            # It forgot the session; the work begins anew rather than never.
+        return (await self._connection.new_session(cwd=cwd, mcp_servers=[], **meta)).session_id
 
     async def close(self) -> None:
         """End the agent and leave no process behind. Safe to call at any time and twice."""
@@ -282,6 +291,7 @@ class AcpClient:
             result = self._result(turn, await prompt)
         finally:
             self._turn = None
+            turn.end()
             self._withdraw_questions()
             if not prompt.done():
                 # The agent still works on it, so its next words would be taken for the next turn's.

@@ -41,9 +41,10 @@ def progress_of(update: Mapping[str, Any]) -> Progress | None:
 
 def _tool(update: Mapping[str, Any]) -> Progress:
     data: dict[str, Json] = {"id": str(update.get("toolCallId", "")), "status": update.get("status")}
-    for name, key in (("kind", "kind"), ("input", "rawInput")):
-        if update.get(key) is not None:
-            data[name] = update[key]
+    if update.get("kind") is not None:
+        data["kind"] = str(update["kind"])
+    if update.get("rawInput") is not None:
+        data["input"] = bounded(update["rawInput"])
     content = [item for item in _list(update.get("content")) if isinstance(item, dict)]
     if output := "\n".join(filter(None, (_text(item.get("content")) for item in content))):
         data["output"] = output[-OUTPUT_SHOWN:]
@@ -55,6 +56,24 @@ def _tool(update: Mapping[str, Any]) -> Progress:
         if code is not None:
             data["exit_code"] = code
     return Progress(kind="tool", text=str(update.get("title") or ""), data=data)
+
+
+def bounded(raw: Any) -> Json:
+    """A tool's input as people look at it: the text of a whole file in it is cut, deeper structure is left out."""
+    if isinstance(raw, str):
+        return raw[:OUTPUT_SHOWN]
+    if isinstance(raw, dict):
+        return {str(key)[:200]: _flat(value) for key, value in list(raw.items())[:50]}
+    return _flat(raw)
+
+
+def _flat(value: Any) -> Json:
+    if isinstance(value, str):
+        return value[:OUTPUT_SHOWN]
+    if isinstance(value, dict | list):
+        text = json.dumps(value)
+        return value if len(text) <= OUTPUT_SHOWN else text[:OUTPUT_SHOWN]
+    return value
 
 
 def _text(content: Any) -> str:

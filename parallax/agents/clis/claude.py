@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from parallax.agents.clients.acp_shapes import OUTPUT_SHOWN, dollars
+from parallax.agents.clients.acp_shapes import OUTPUT_SHOWN, bounded, dollars
 from parallax.agents.clis.base import AcpDialect, base_env
 from parallax.models import Json, LaunchSpec, Progress, Task, TaskResult, Usage
 from parallax.ports import AgentSession, Quirks
@@ -170,7 +170,7 @@ def _assistant(content: Any) -> Progress | None:
     if text := "\n".join(str(block.get("text", "")) for block in _blocks(content, "text")):
         return Progress(kind="output", text=text)
     if tools := _blocks(content, "tool_use"):
-        data = {"id": tools[0].get("id"), "status": "in_progress", "input": tools[0].get("input")}
+        data = {"id": tools[0].get("id"), "status": "in_progress", "input": bounded(tools[0].get("input"))}
         return Progress(kind="tool", text=str(tools[0].get("name", "")), data=data)
     if thoughts := _blocks(content, "thinking"):
         return Progress(kind="thought", text=str(thoughts[0].get("thinking", "")))
