@@ -105,7 +105,7 @@ def write_agent_git(
         (new / "MERGE_HEAD").write_text("".join(f"{sha}\n" for sha in merge_heads), encoding="ascii")
         (new / "MERGE_MSG").write_text("Merge the team's result\n", encoding="ascii")
     if index is not None:
-        shutil.copyfile(index, new / "index")
+        shutil.copy2(index, new / "index")  # with its time, see WorkspaceService._index_copy
     replace(new, tree / ".git")
 
 

@@ -269,7 +269,7 @@ class Mirrors:
 
 def _copy_if_there(source: Path, target: Path) -> None:
     with suppress(FileNotFoundError):
-        shutil.copyfile(source, target)
+        shutil.copy2(source, target)  # an index is copied with its time, see WorkspaceService._index_copy
 
 
 def _link_packs(source: Path, target: Path) -> None:

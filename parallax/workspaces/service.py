@@ -503,8 +503,9 @@ class WorkspaceService:
 
     @asynccontextmanager
     async def _index_copy(self, place: trees.Place) -> AsyncIterator[trees.Place]:
+        # With its time: git has whole seconds only, and looks into files that changed in the second of the index.
         copy = place.git_dir / f"index-{secrets.token_hex(6)}"
-        await to_thread(shutil.copyfile, place.index, copy)
+        await to_thread(shutil.copy2, place.index, copy)
         try:
             yield trees.Place(git_dir=place.git_dir, tree=place.tree, index=copy, objects=place.objects)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -78,6 +79,23 @@ async def test_restore_brings_back_exactly_the_snapshot_and_keeps_the_debris(ser
     assert await service.head(workspace) == repo.base_commit
     assert await service.restore(workspace, sha) is None
     assert git(workspace.tree, "status", "--porcelain") == "M src/a.py\n?? untracked.txt"
+
+
+async def test_a_change_in_the_second_of_the_checkout_is_seen_a_second_later(service, user, repo):
+    """git compares whole seconds, and the time of the index tells it which files to look into: a copy must keep it."""
+    while time.time() % 1 > 0.3:
+        await asyncio.sleep(0.02)
+    ws = await service.create("exec1", "engineer", 1, repo)
+    write(ws.tree, {"src/a.py": "A = 9\n"})  # as long as before
+    write(user, {"src/b.py": "B = 9\n"})
+    git(user, "add", "-A")
+    write(user, {"src/b.py": "B = 8\n"})
+    await asyncio.sleep(1)
+    snap = await service.snapshot(ws, "s")
+    assert await service.read_file(repo.mirror, snap, "src/a.py") == "A = 9\n"
+    assert git(ws.tree, "status", "--porcelain") == "M src/a.py"
+    changed = await service.open_repository(str(user), with_changes=True)
+    assert await service.read_file(repo.mirror, changed.base_commit, "src/b.py") == "B = 8\n"
 
 
 async def test_restore_takes_back_a_commit(service, workspace, repo, commit):
