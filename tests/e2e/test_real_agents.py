@@ -1,0 +1,102 @@
+"""`parallax run` with the real Claude Code and Codex: a file is edited, a command proves it, Parallax commits it.
+
+The packages are the vendors' own, the model is scripted and on loopback, and the key that arrives there was never in
+the agent's hands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.install import PACKAGES, cache, install
+from tests.conftest import git, make_repository
+from tests.modelserver.model_server import ModelServer
+
+CHART = """
+roles:
+  engineer: {verify: [grep, -q, hello, hello.txt]}
+input: {goal: string}
+steps:
+  - {id: work, type: assign, role: engineer, task: "${input.goal}"}
+output: work
+"""
+ADAPTERS = {"claude": "claude-agent-acp", "codex": "codex-acp"}
+
+pytestmark = pytest.mark.real_cli
+
+
+@pytest.fixture(scope="session")
+def programs() -> dict[str, Path]:
+    """Every pinned package, installed once."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        if os.environ.get("PARALLAX_REQUIRE_REAL_CLIS"):
+            pytest.fail("PARALLAX_REQUIRE_REAL_CLIS is set, but there is no Node")
+        pytest.skip("the real CLIs need Node: neither node nor npm is on PATH")
+    return {name: install(name, cache()) for name in PACKAGES}
+
+
+async def run_parallax(place: Path, env: dict[str, str], *args: str) -> tuple[int, str, str]:
+    """Run the command; returns exit code, standard output, standard error."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "parallax", *args, cwd=place, env=env,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.parametrize("through", ["acp", "headless"])
+@pytest.mark.parametrize("agent", ["claude", "codex"])
+async def test_a_real_agent_edits_is_verified_and_committed(
+    agent: str, through: str, programs: dict[str, Path], place: Path
+) -> None:
+    repository = make_repository(place / "repo", {"readme.txt": "a sample\n"})
+    (place / "one.yaml").write_text(CHART)
+    names = [agent, ADAPTERS[agent]] if through == "acp" else [agent]
+    tools = place / "bin"
+    tools.mkdir()
+    for name in names:
+        (tools / name).symlink_to(programs[name])
+    node = Path(shutil.which("node") or "").parent
+    async with ModelServer() as model:
+        env = {
+            "PATH": f"{tools}:{node}:/usr/bin:/bin", "HOME": str(place / "user"), "LANG": "C.UTF-8",
+            "PARALLAX_DATA_DIR": str(place / "data"),
+            "ANTHROPIC_API_KEY": "sk-ant-the-servers-own-key-1", "ANTHROPIC_BASE_URL": f"{model.url}/write",
+            "OPENAI_API_KEY": "sk-the-servers-own-key-22222", "OPENAI_BASE_URL": f"{model.url}/write/v1",
+        }  # fmt: skip
+        code, out, err = await run_parallax(
+            place,
+            env,
+            "run",
+            "./one.yaml",
+            "Create hello.txt",
+            "--repo",
+            str(repository),
+            "--agent",
+            agent,
+            "--yes",
+            "--json",
+        )
+        assert code == 0, err + out
+        keys = model.keys()
+    done = json.loads(out)
+    assert (done["state"], done["confidence"]) == ("succeeded", 1.0)
+    (step,) = [s for s in done["steps"] if s["step"] == "work"]
+    assert step["evidence"][0]["passed"] is True
+    assert step["usage"]["input_tokens"] > 0
+    branch = f"parallax/{done['id']}/result"
+    assert git(repository, "show", f"{branch}:hello.txt") == "hello from the model"
+    assert "Parallax-Step: work" in git(repository, "log", "-1", "--format=%B", branch)
+    assert git(repository, "status", "--porcelain") == ""
+    own = env["ANTHROPIC_API_KEY"] if agent == "claude" else env["OPENAI_API_KEY"]
+    assert keys == {own}
+    assert own not in err + out
