@@ -157,8 +157,8 @@ class AgentSupervisor:
                 task = replace(task, text=f"{task.text}\n\nA person adds: {told}")
             await self._change(managed, AgentState.BUSY, "agent.busy", task=task.id)
             try:
-                async with asyncio.timeout(task.timeout_s):
-                    result = await self._watched_turn(managed, task, ask)
+                async with asyncio.timeout(task.timeout_s) as limit:
+                    result = await self._watched_turn(managed, task, ask, limit)
             except TimeoutError as error:
                 await self._end(managed, "turn too long", state=AgentState.ERROR)
                 raise AgentStalled(
@@ -174,8 +174,8 @@ class AgentSupervisor:
                 await self._change(managed, AgentState.READY, "agent.ready", role=managed.agent.role)
             return result
 
-    async def _watched_turn(self, managed: _Managed, task: Task, ask: Ask) -> TaskResult:
-        turn = _Turn(self, managed, task, ask)
+    async def _watched_turn(self, managed: _Managed, task: Task, ask: Ask, limit: asyncio.Timeout) -> TaskResult:
+        turn = _Turn(self, managed, task, ask, limit)
         try:
             async with asyncio.TaskGroup() as group:
                 watchers = [
@@ -236,12 +236,16 @@ class AgentSupervisor:
 class _Turn:
     """One running turn: what it shows becomes events, what it asks is answered, its silence is watched."""
 
-    def __init__(self, supervisor: AgentSupervisor, managed: _Managed, task: Task, ask: Ask) -> None:
+    def __init__(
+        self, supervisor: AgentSupervisor, managed: _Managed, task: Task, ask: Ask, limit: asyncio.Timeout
+    ) -> None:
         self._supervisor = supervisor
         self._managed = managed
         self._task = task
         self._ask = ask
         self._output: list[str] = []
+        self._limit = limit
+        self._left_s = 0.0
         self._open_questions = 0
         self.answers: list[asyncio.Task[None]] = []
 
@@ -255,7 +259,7 @@ class _Turn:
                         raise AgentCrashed(f"{self._managed.agent.id} ended its turn without saying or doing anything")
                     return item
                 case Question():
-                    self._open_questions += 1
+                    self._pause()
                     await self._supervisor._change(
                         self._managed, AgentState.ASKING, "agent.asking", text=self._redacted(item.text)
                     )
@@ -264,10 +268,22 @@ class _Turn:
                     await self._show(item)
         raise AgentCrashed(f"{self._managed.agent.id} ended its turn without a result")
 
+    def _pause(self) -> None:
+        """The turn's own time stands still while it waits for an answer."""
+        if self._open_questions == 0 and (when := self._limit.when()) is not None:
+            self._left_s = when - asyncio.get_running_loop().time()
+            self._limit.reschedule(None)
+        self._open_questions += 1
+
+    def _go_on(self) -> None:
+        self._open_questions -= 1
+        if self._open_questions == 0:
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._left_s)
+
     async def _answer(self, question: Question) -> None:
         answer = await self._ask(question)
         await self._managed.client.answer(question.id, answer)
-        self._open_questions -= 1
+        self._go_on()
         if not self._open_questions:
             await self._supervisor._change(self._managed, AgentState.BUSY, "agent.busy", task=self._task.id)
 

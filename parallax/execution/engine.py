@@ -27,6 +27,7 @@ from parallax.errors import (
     FencedError,
     ParallaxError,
     RepositoryError,
+    StorageError,
     UsageError,
     leaf,
 )
@@ -43,7 +44,8 @@ from parallax.failpoints import fp
 from parallax.models import Execution, ExecutionState, Json, Usage, new_id
 from parallax.patterns.engine import Pattern, PatternEngine, check_input
 from parallax.patterns.plan import Plan, plan_of
-from parallax.storage.store import Change, Store, execution_row, guard, insert_row, set_execution
+from parallax.storage.store import Change, Store, execution_row, guard, insert_row, not_ended, set_execution
+from parallax.telemetry import logger
 from parallax.workspaces.checks import CheckRunner
 from parallax.workspaces.integration import Integration
 from parallax.workspaces.profile import Profile
@@ -51,6 +53,7 @@ from parallax.workspaces.repository import Repository
 from parallax.workspaces.service import WorkspaceService
 
 MAX_RECOVERIES: Final = 5
+_log = logger("engine")
 LIVE: Final = (ExecutionState.QUEUED, ExecutionState.RUNNING, ExecutionState.CANCELLING)
 
 
@@ -274,18 +277,23 @@ class ExecutionEngine:
         if execution.state.final:
             raise ConflictError(f"execution '{execution_id}' has ended already ({execution.state})")
         running = self._running.get(execution_id)
-        if running is None or running.journal is None:
-            if running is not None:
-                running.cancelled_by = by
-                return execution
+        if running is None:
             raise ConflictError(f"execution '{execution_id}' does not run in this server")
         if running.cancelled_by is None:
             running.cancelled_by = by
-            journal = running.journal
-            await journal.commit(
-                [set_execution(execution_id, state=str(ExecutionState.CANCELLING), reason=f"cancelled by {by}")],
-                [journal.event("execution.cancelling", by=by)],
-            )
+            if running.journal is not None:
+                try:
+                    await running.journal.commit(
+                        [
+                            not_ended(execution_id),
+                            set_execution(
+                                execution_id, state=str(ExecutionState.CANCELLING), reason=f"cancelled by {by}"
+                            ),
+                        ],
+                        [running.journal.event("execution.cancelling", by=by)],
+                    )
+                except FencedError:
+                    raise ConflictError(f"execution '{execution_id}' has just ended") from None
             fp("cancel.recorded_before_kill")
             running.task.cancel()
         return await self._store.execution(execution_id)
@@ -295,14 +303,37 @@ class ExecutionEngine:
     async def _guarded(self, execution: Execution) -> None:
         """One execution's task: whatever happens in it stays in it."""
         try:
-            await self._own(execution)
+            async with self._runtimes.place():
+                await self._own(execution)
+        except asyncio.CancelledError:
+            if self._running[execution.id].cancelled_by is None:
+                raise  # the server stops: the execution stays as it is
+            _uncancelled()
+            await self._kept(execution, self._end_cancelled(execution))
         except FencedError:
             pass  # somebody else owns it: stop, discard
+        except StorageError as error:
+            _log.error("the store refused", execution=execution.id, cause=str(error))  # it stays live: resumed later
         except Exception as error:  # noqa: BLE001 - the last line: the cause is recorded, the neighbours go on
-            await self._park(execution, f"{type(error).__name__}: {error}")
+            await self._kept(execution, self._park(execution, f"{type(error).__name__}: {error}"))
         finally:
-            await _to_its_end(self._supervisor.release(execution.id))
+            await self._kept(execution, self._supervisor.release(execution.id))
             self._running.pop(execution.id, None)
+
+    async def _kept(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
+        """Do it to its end; when the store refuses, say so and leave the execution to the next start."""
+        try:
+            await _to_its_end(work)
+        except StorageError as error:
+            _log.error("the store refused", execution=execution.id, cause=str(error))
+
+    async def _end_cancelled(self, execution: Execution) -> None:
+        """Cancelled before its program ran."""
+        running = self._running[execution.id]
+        stored = await self._store.execution(execution.id)
+        if running.journal is None:
+            running.journal = await self._claimed(stored, stored.epoch > 0)
+        await self._end(stored, running.journal, ExecutionState.CANCELLED, cause=f"cancelled by {running.cancelled_by}")
 
     async def _park(self, execution: Execution, cause: str) -> None:
         event = Event(execution=execution.id, type="execution.needs_attention", data={"cause": cause})
@@ -391,8 +422,7 @@ class ExecutionEngine:
         """Run the program and record how it ended."""
         path, bundle = await self._store.bundle(execution.hash)
         program = self._runtimes.program(path, bundle, execution.hash)
-        events = await self._store.events(execution.id, 0, limit=100_000)
-        host = ExecutionHost(course, printed=sum(event.type == "log.printed" for event in events))
+        host = ExecutionHost(course, printed=await self._store.count_events(execution.id, "log.printed"))
         names = {
             "input": execution.input,
             "context": {
@@ -402,8 +432,7 @@ class ExecutionEngine:
         }  # fmt: skip
         journal = course.journal
         try:
-            async with self._runtimes.acquire(program, host, names) as runtime:
-                evaluation = await runtime.run()
+            evaluation = await self._runtimes.runtime(program, host, names).run()
             await host.flush()
         except (asyncio.CancelledError, BaseExceptionGroup, ParallaxError, prism.PrismError) as error:
             await self._ended_early(execution, course, running, leaf(error))
@@ -419,16 +448,13 @@ class ExecutionEngine:
             case asyncio.CancelledError() | Cancelled() | prism.PrismCancelled() if running.cancelled_by is None:
                 raise asyncio.CancelledError from cause  # the server stops: the execution stays as it is
             case asyncio.CancelledError() | Cancelled() | prism.PrismCancelled():
-                # This task was cancelled to stop the work, not the record of its end.
-                current = asyncio.current_task()
-                if current is not None:
-                    current.uncancel()
+                _uncancelled()
                 await self._supervisor.release(execution.id, "cancelled")
                 fp("killed_before_record")
                 state, told = ExecutionState.CANCELLED, f"cancelled by {running.cancelled_by}"
             case BudgetExhausted():
                 state, told = ExecutionState.PARTIAL, str(cause)
-            case FencedError():
+            case StorageError():
                 raise cause
             case prism.PrismError():
                 state, told = ExecutionState.FAILED, _program_error(cause)
@@ -477,6 +503,13 @@ class ExecutionEngine:
             ],
         )  # fmt: skip
         fp("final.committed_before_cleanup")
+
+
+def _uncancelled() -> None:
+    """This task was cancelled to stop the work, not the record of its end."""
+    current = asyncio.current_task()
+    if current is not None:
+        current.uncancel()
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:

@@ -136,6 +136,10 @@ class QuestionDesk:
         try:
             async with asyncio.timeout(max(0.0, deadline_at - time.time())):
                 given = await waiter
+        except asyncio.CancelledError:
+            if question.asker != "program":  # its turn is over; the program's own questions outlive the server
+                await self._save(replace(question, state="withdrawn"), journal, "question.withdrawn")
+            raise
         except TimeoutError:
             if question.default is not None:
                 return await self._answered(question, journal, Answered(question.default, "default"), "defaulted")

@@ -35,9 +35,11 @@ class RuntimeManager:
         return program
 
     @asynccontextmanager
-    async def acquire(
-        self, program: prism.Program, host: prism.Host, names: Mapping[str, Any]
-    ) -> AsyncIterator[prism.PrismRuntime]:
-        """A runtime for one execution; waits for a free place."""
+    async def place(self) -> AsyncIterator[None]:
+        """A place in the pool for one execution, from its claim to its end; waits for a free one, in order."""
         async with self._places:
-            yield prism.PrismRuntime(program, host, globals=dict(names), limits=prism.Limits.hosted())
+            yield
+
+    def runtime(self, program: prism.Program, host: prism.Host, names: Mapping[str, Any]) -> prism.PrismRuntime:
+        """A runtime for whoever holds a place."""
+        return prism.PrismRuntime(program, host, globals=dict(names), limits=prism.Limits.hosted())

@@ -146,6 +146,9 @@ class StepRunner:
         before = course.journal.intent(key)
         number = before["number"] if before else number
         async with course.proxy.hold(role, number=number) as slot:
+            if before and merge and course.repo is not None:
+                # It may have been merged right before the crash; alone at its place, nothing else can have been since.
+                await course.integration.reset(course.repo, course.execution.id, before["result_head"])
             work = await self._begin(key, slot, request, asked_hash, before, word)
             await self._until_accepted(work, slot)
             step = self._step(work, slot)
@@ -194,6 +197,7 @@ class StepRunner:
                 "agent": slot.agent_id,
                 "number": slot.number,
                 "snapshot": snapshot,
+                "result_head": None if course.repo is None else await course.head(),
             },
             asked_hash=asked_hash,
             events=[

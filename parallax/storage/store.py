@@ -129,6 +129,17 @@ def _update_execution(columns: tuple[str, ...]) -> str:
 
 
 @cache
+def _end_guard() -> str:
+    rows = t.executions
+    final = [str(state) for state in ExecutionState if state.final]
+    return _sql(
+        update(rows)
+        .where(rows.c.id == bindparam("b_id"), rows.c.state.not_in([literal_column(f"'{state}'") for state in final]))
+        .values(id=bindparam("b_id"))
+    )
+
+
+@cache
 def _insert(table_name: str, replace_row: bool) -> str:
     table = t.metadata.tables[table_name]
     statement = insert(table).values({column.name: bindparam(column.name) for column in table.c})
@@ -144,6 +155,11 @@ def insert_row(table_name: str, row: dict[str, Any], *, replace_row: bool = Fals
 def guard(execution: str, epoch: int) -> Write:
     """Refuse the change unless `epoch` still owns the execution."""
     return Write(_guard(), {"b_id": execution, "b_epoch": epoch}, expect=1)
+
+
+def not_ended(execution: str) -> Write:
+    """Refuse the change when the execution is in a final state."""
+    return Write(_end_guard(), {"b_id": execution}, expect=1)
 
 
 def set_execution(execution: str, **columns: Any) -> Write:
@@ -308,6 +324,13 @@ class Store:
             .limit(limit)
         )
         return [Event(**(dict(row) | {"data": orjson.loads(row["data"])})) for row in rows]
+
+    async def count_events(self, execution: str, type_: str) -> int:
+        """How many events of a type an execution has."""
+        rows = await self._rows(
+            select(func.count().label("n")).where(t.events.c.execution == execution, t.events.c.type == type_)
+        )
+        return int(rows[0]["n"])
 
     async def question(self, question_id: str) -> Question:
         """One question; raises NotFoundError."""

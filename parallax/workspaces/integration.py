@@ -62,6 +62,15 @@ class Integration:
             files = len(await history.changed_files(self._git, repo.mirror, head, new)) if new != head else 0
         return Merged(sha=new, files=files)
 
+    async def reset(self, repo: Repository, execution_id: str, commit: str) -> None:
+        """Put the result back to where it stood before a step that is done again: what it had merged was not recorded."""
+        check_commit(commit)
+        async with self._locks.hold(f"result {repo.mirror} {execution_id}"):
+            old = await self._ref(repo, execution_id)
+            if old is not None and old != commit:
+                ref = f"refs/heads/{result_branch(execution_id)}"
+                await self._git.run("update-ref", ref, commit, old, git_dir=repo.mirror)
+
     async def _merged(self, repo: Repository, head: str, commit: str, message: str, trailers: Mapping[str, str]) -> str:
         if await history.is_ancestor(self._git, repo.mirror, head, commit):
             return commit
