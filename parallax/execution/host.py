@@ -22,8 +22,9 @@ from parallax.execution.budget import BudgetExhausted
 from parallax.execution.course import Course
 from parallax.execution.journal import input_hash, step_from_json, step_to_json
 from parallax.execution.questions import Answered, new_question_id
-from parallax.execution.steps import Reviewed, StepRunner, first_line
-from parallax.execution.verification import Oracles, evidence_json, judge, oracles_of, score_of, summary
+from parallax.execution.steps import StepRunner
+from parallax.execution.turns import Reviewed, Turns
+from parallax.execution.verification import Oracles, evidence_json, first_line, judge, oracles_of, score_of, summary
 from parallax.failpoints import fp
 from parallax.models import Action, Json, Question, Source, StepResult, hash12
 from parallax.patterns.org_chart import chart_of
@@ -51,7 +52,8 @@ class ExecutionHost:
 
     def __init__(self, course: Course, *, printed: int = 0) -> None:
         self._course = course
-        self._steps = StepRunner(course)
+        self._turns = Turns(course)
+        self._steps = StepRunner(course, self._turns)
         self._printed_before = printed  # lines told before a restart: the replay prints them again, we do not
         self._reconciled: dict[str, StepResult] = {}
         self._waiting: dict[str, list[tuple[tuple[tuple[str, int], ...], str]]] = {}  # outermost join -> its work
@@ -297,7 +299,7 @@ class ExecutionHost:
         if course.repo is not None:
             commit = behind.commit if behind and behind.commit else await course.head()
             since = course.repo.base_commit
-        return await self._steps.review(
+        return await self._turns.review(
             f"{effect.key}/turn", role, subject=str(subject["value"]), commit=commit, since=since,
             task=course.tasks.get(subject["step"] or ""),
             evidence=summary(behind.evidence) if behind else "", final=final,
@@ -326,8 +328,8 @@ class ExecutionHost:
         commit = None
         if course.repo is not None:
             commit = behind.commit if behind and behind.commit else await course.head()
-        found = await self._steps.check(oracles_of(effect.request["check"]), commit)
-        await self._steps.tell_evidence(effect.key, None, found)
+        found = await self._turns.check(oracles_of(effect.request["check"]), commit)
+        await self._turns.tell_evidence(effect.key, None, found)
         score = min(score_of(entry) for entry in found)
         passed = all(entry.passed for entry in found)
         value = {"passed": passed, "score": score, "detail": summary(found)}
@@ -352,8 +354,8 @@ class ExecutionHost:
                 conflicts.append({"step": key, "files": [], "resolvedBy": None, "cause": str(failed)})
         named = request["options"].get("verify")
         oracles = oracles_of(named) if named is not None else Oracles(checks=course.profile.default_checks("full"))
-        found = await self._steps.check(oracles, await course.head()) if oracles else []
-        await self._steps.tell_evidence(effect.key, None, found)
+        found = await self._turns.check(oracles, await course.head()) if oracles else []
+        await self._turns.tell_evidence(effect.key, None, found)
         merged = [key for key, step in behind if key in course.merged]
         value = {
             "merged": merged,
@@ -403,7 +405,7 @@ class ExecutionHost:
             id=new_question_id(), execution=self._course.execution.id, step_key=effect.key,
             asker=str(effect.request["from"]), kind="question", text=effect.request["question"],
         )  # fmt: skip
-        given = await self._steps.ask(question, str(effect.request["from"]), None)
+        given = await self._turns.ask(question, str(effect.request["from"]), None)
         return Done(outcome=Outcome(value=given.answer, confidence=1.0))
 
     # -- small words -------------------------------------------------------------------------------------------------

@@ -1,38 +1,31 @@
 """How one piece of work is done: a turn, a commit, evidence, a decision; again, or up, or accepted and merged.
 
-`host` calls `StepRunner` for `assign` and `fanout` candidates, for `review` and `approve`, and for the answers that
-agents give one another. The loop below is the only one in the house that retries, reworks and escalates.
+`host` calls `StepRunner` for `assign`, for candidates of `fanout`, and at joins. The loop below is the only one in the
+house that reworks and escalates.
 """
 
 from __future__ import annotations
 
-import asyncio
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
-import jsonschema
-import orjson
-import referencing.exceptions
-
-from parallax.agents.clients.report import read_report
-from parallax.agents.supervisor import Ask
-from parallax.errors import AgentStalled, MergeConflict, StepFailed, UsageError
+from parallax.errors import MergeConflict, StepFailed
 from parallax.execution import prompts
 from parallax.execution.agent_proxy import Slot, role_of
 from parallax.execution.course import Course
-from parallax.execution.questions import Answered, by_preset, new_question_id, routed_to
+from parallax.execution.turns import TURN_S, Reviewed, Turns
 from parallax.execution.verification import (
-    SCHEMA,
     Oracles,
     Verdict,
+    check_schema,
+    claims_evidence,
     critique,
     decide,
+    first_line,
     judge,
     oracles_of,
+    red_before,
+    schema_evidence,
     summary,
 )
 from parallax.failpoints import fp
@@ -41,7 +34,6 @@ from parallax.models import (
     Evidence,
     Json,
     Policy,
-    Question,
     Role,
     Source,
     StepResult,
@@ -53,33 +45,7 @@ from parallax.models import (
 )
 from parallax.workspaces.service import slug
 
-TURN_S: Final = 7200.0
 CONFLICT_ROUNDS: Final = 2
-SUBJECT_CHARS: Final = 6000
-RED_BEFORE: Final = 0.7
-CAPS: Final = {"approve": 1.0, "revise": 0.6, "reject": 0.3}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reviewed:
-    """A reviewer's verdict; the confidence is that the subject is good."""
-
-    verdict: str
-    feedback: str
-    confidence: float
-    by: str
-    usage: Usage
-
-    @property
-    def approved(self) -> bool:
-        """Only `approve` approves."""
-        return self.verdict == "approve"
-
-    def evidence(self, role: str) -> Evidence:
-        """The review as evidence of the work."""
-        return Evidence(
-            oracle=f"review by {role}", passed=self.approved, score=self.confidence, detail=first_line(self.feedback)
-        )
 
 
 @dataclass(slots=True)
@@ -124,17 +90,12 @@ class _Work:
         return decide(self.verdict, policy, rounds_left=rounds_left)
 
 
-def first_line(text: str, limit: int = 100) -> str:
-    """The first line of a text, cut."""
-    line = next((part.strip() for part in text.splitlines() if part.strip()), "")
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"
-
-
 class StepRunner:
     """Does the steps of one execution."""
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, course: Course, turns: Turns) -> None:
         self._course = course
+        self._turns = turns
 
     # -- work --------------------------------------------------------------------------------------------------------
 
@@ -159,13 +120,13 @@ class StepRunner:
 
     async def _begin(self, key: str, slot: Slot, request: Json, asked_hash: str, before: Json, word: str) -> _Work:
         course, role, options = self._course, slot.role, request["options"]
-        place = await self._open(slot, kind="agent")
+        place = await self._turns.open(slot, kind="agent")
         snapshot = None
         if place is not None and before:
             # A step in flight at a crash begins again where it began; what it had half done is kept aside.
-            place, snapshot = await self._restored(place, before["snapshot"]), before["snapshot"]
+            place, snapshot = await self._turns.restored(place, before["snapshot"]), before["snapshot"]
         elif place is not None:
-            place = await self._moved(place, await self._start_of(place, slot))
+            place = await self._turns.moved(place, await self._start_of(place, slot))
             snapshot = await course.workspaces.snapshot(place, f"{slug(role.name)}-{hash12(key)}")
         given = oracles_of(options.get("verify") if "verify" in options else role.verify)
         if (schema := options.get("schema")) is not None:
@@ -258,11 +219,11 @@ class StepRunner:
                 course.journal.event("step.escalated", step_key=work.key, to=lead.name, cause=first_line(found))
             )
             async with course.proxy.hold(lead) as slot:
-                place = await self._open(slot, kind="agent")
+                place = await self._turns.open(slot, kind="agent")
                 assert place is not None
                 begin = work.commit or work.start
                 assert begin is not None
-                work.place = await self._moved(place, begin)
+                work.place = await self._turns.moved(place, begin)
                 work.by, work.start, work.snapshot = slot.agent_id, begin, None
                 await self._turn(work, slot, prompts.takeover(lead, course.chart, work.text, work.role.name, found))
                 await self._verify(work)
@@ -303,12 +264,17 @@ class StepRunner:
             if work.place is None:
                 return
             if work.commit is None and work.snapshot is not None:
-                work.place = await self._restored(work.place, work.snapshot)
+                work.place = await self._turns.restored(work.place, work.snapshot)
             else:
-                work.place = await self._moved(work.place, work.place.head)
+                work.place = await self._turns.moved(work.place, work.place.head)
 
         result = await course.proxy.call(
-            slot, task, self._tree(slot, work.place), self.asking(slot, task), preset=slot.role.preset, reset=reset
+            slot,
+            task,
+            self._turns.tree(slot, work.place),
+            self._turns.asking(slot, task),
+            preset=slot.role.preset,
+            reset=reset,
         )
         course.meter.settle(result.usage)
         work.result, work.usage = result, work.usage + result.usage
@@ -349,57 +315,15 @@ class StepRunner:
             found += await self._checked(work)
         work.checked = tuple(found)
         if found:
-            await self.tell_evidence(work.key, work.by, found)
+            await self._turns.tell_evidence(work.key, work.by, found)
 
     async def _checked(self, work: _Work) -> list[Evidence]:
         """The checks on the work; where one is red, whether it was red before the work, too."""
-        found = await self.check(work.oracles, work.commit or work.start)
+        found = await self._turns.check(work.oracles, work.commit or work.start)
         if work.commit is None or all(entry.passed for entry in found):
             return found
-        before = await self.check(work.oracles, work.start)
+        before = await self._turns.check(work.oracles, work.start)
         return [red_before(now, then) for now, then in zip(found, before, strict=True)]
-
-    async def check(self, oracles: Oracles, commit: str | None) -> list[Evidence]:
-        """Run the checks on a clean checkout of the commit, one after the other."""
-        course = self._course
-        if course.repo is None or commit is None:
-            return [could_not_run(name, "there is no repository to check") for name in oracles.names]
-        found: list[Evidence] = []
-        for check in oracles.checks:
-            for wanted in self._expanded(check):
-                if wanted == "":
-                    found.append(could_not_run(str(check), "the repository's profile has no check (`parallax init`)"))
-                    continue
-                found.append(await course.checks.run(course.repo, commit, wanted, profile=course.profile))
-        return found
-
-    def _expanded(self, check: str | tuple[str, ...]) -> list[str | list[str]]:
-        """`quick` and `full` stand for the checks that the profile names so, unless a check has that very name."""
-        profile = self._course.profile
-        if check == "quick" and check not in profile.checks:
-            return list(profile.default_checks("quick") or ("",))
-        if check == "full" and check not in profile.checks:
-            return list(profile.default_checks("full") or ("",))
-        return [check if isinstance(check, str) else list(check)]
-
-    async def tell_evidence(self, key: str, agent_id: str | None, found: Sequence[Evidence]) -> None:
-        """Each piece of evidence is one event."""
-        event = self._course.journal.event
-        await self._course.journal.tell(
-            *(
-                event(
-                    "evidence.recorded",
-                    step_key=key,
-                    agent_id=agent_id,
-                    oracle=e.oracle,
-                    passed=e.passed,
-                    score=e.score,
-                    detail=e.detail,
-                    duration_s=round(e.duration_s, 3),
-                )
-                for e in found
-            )
-        )
 
     async def _tell_retry(self, work: _Work, slot: Slot, found: str) -> None:
         event = self._course.journal.event
@@ -446,10 +370,10 @@ class StepRunner:
         except MergeConflict:
             role, number = role_of(course.chart, f"{step.role}.{(step.agent_id or '.1').rpartition('.')[2]}")
             async with course.proxy.hold(role, number=number) as slot:
-                place = await self._open(slot, kind="agent")
+                place = await self._turns.open(slot, kind="agent")
                 assert place is not None
                 assert step.commit is not None
-                place = await self._moved(place, step.commit)
+                place = await self._turns.moved(place, step.commit)
                 work = self._reopened(key, role, step, place)
                 return await self._merge(work, slot, step)
 
@@ -544,133 +468,15 @@ class StepRunner:
         role, _ = role_of(self._course.chart, wanted["role"])
         key = f"{work.key}/{wanted.get('id', 'review')}/{work.reviews}"
         reported = work.result.message if work.result else ""
-        reviewed = await self.review(
+        reviewed = await self._turns.review(
             key, role, subject=reported, commit=work.commit or work.start, since=work.start,
             task=work.text, evidence=summary(work.checked), final=False,
         )  # fmt: skip
         work.reviewed, work.usage = reviewed, work.usage + reviewed.usage
-        await self.tell_evidence(work.key, reviewed.by, [reviewed.evidence(role.name)])
+        await self._turns.tell_evidence(work.key, reviewed.by, [reviewed.evidence(role.name)])
         if reviewed.approved or work.reviews >= limit:
             return None
         return f"{role.name} reviewed it ({reviewed.verdict}):\n{reviewed.feedback}"
-
-    async def review(
-        self, key: str, role: Role, *, subject: str, commit: str | None, since: str | None, task: str | None,
-        evidence: str, final: bool,
-    ) -> Reviewed:  # fmt: skip
-        """One review by one agent of the role, on a read-only copy of the work."""
-        course = self._course
-        course.meter.reserve()
-        changes = ""
-        if course.repo is not None and commit is not None:
-            changes = await course.workspaces.diff(
-                course.repo.mirror, since or course.repo.base_commit, commit, stat=True
-            )
-        text = prompts.review(
-            role,
-            course.chart,
-            subject=subject[:SUBJECT_CHARS],
-            task=task,
-            changes=changes,
-            evidence=evidence,
-            final=final,
-        )
-        journal = course.journal
-        async with course.proxy.hold(role) as slot:
-            place = await self._open(slot, kind="readonly")
-            if place is not None and commit is not None:
-                place = await self._moved(place, commit)
-            attempt = journal.attempts(key.partition("/")[0]) or 1
-            task_ = Task(
-                id=f"{course.execution.id}/{key}/{attempt}", execution=course.execution.id, step_key=key,
-                attempt=attempt, role=role.name, text=text, timeout_s=role.timeout_s or TURN_S,
-            )  # fmt: skip
-            await journal.tell(
-                journal.event(
-                    "step.started",
-                    step_key=key,
-                    agent_id=slot.agent_id,
-                    word="review",
-                    role=role.name,
-                    task=f"review: {first_line(task or subject)}",
-                    attempt=attempt,
-                    agent=slot.agent_id,
-                )
-            )
-            result = await course.proxy.call(
-                slot, task_, self._tree(slot, place), self.asking(slot, task_), preset="readonly", reset=_nothing
-            )
-            course.meter.settle(result.usage)
-        reviewed = read_review(result, slot.agent_id)
-        await journal.tell(
-            journal.event(
-                "step.finished",
-                step_key=key,
-                agent_id=slot.agent_id,
-                word="review",
-                role=role.name,
-                action=reviewed.verdict,
-                confidence=reviewed.confidence,
-                source=Source.REPORTED,
-                commit=None,
-                detail=first_line(reviewed.feedback),
-                attempts=1,
-            )
-        )
-        return reviewed
-
-    # -- questions ---------------------------------------------------------------------------------------------------
-
-    def asking(self, slot: Slot, task: Task) -> Ask:
-        """How a turn's questions are answered: by the preset, by colleagues up the org chart, by a person."""
-
-        async def ask(question: Question) -> str:
-            if question.kind == "permission" and (chosen := by_preset(question, slot.role.preset)) is not None:
-                return chosen
-            asked = replace(
-                question, id=new_question_id(), execution=task.execution, step_key=task.step_key, asker=slot.agent_id
-            )
-            return (await self.ask(asked, slot.role.name, self._course.tasks.get(task.step_key))).answer
-
-        return ask
-
-    async def ask(self, question: Question, asker_role: str, about: str | None) -> Answered:
-        """Route a question through the team, then to a person."""
-        course = self._course
-        colleagues = [
-            (name, partial(self._consult, course.chart.roles[name], about))
-            for name in routed_to(question, asker_role, course.chart)
-        ]
-        return await course.desk.ask(question, course.journal, colleagues)
-
-    async def _consult(self, role: Role, about: str | None, question: Question) -> str:
-        course = self._course
-        try:
-            async with asyncio.timeout(course.chart.escalation.timeout_s), course.proxy.hold(role) as slot:
-                place = await self._open(slot, kind="agent")
-                task = Task(
-                    id=f"{question.execution}/{question.step_key}/{question.id}", execution=question.execution,
-                    step_key=question.step_key, attempt=1, role=role.name, text=prompts.question(question, about),
-                )  # fmt: skip
-                result = await course.proxy.consult(
-                    slot, task, self._tree(slot, place), self.asking(slot, task), preset="readonly"
-                )
-                course.meter.settle(result.usage)
-                if place is not None:
-                    await self._moved(place, place.head)  # an answer changes nothing
-        except TimeoutError as error:
-            raise AgentStalled(f"{role.name} did not answer {question.id} in time") from error
-        return str(result.value if isinstance(result.value, str) else result.message)
-
-    # -- workspaces --------------------------------------------------------------------------------------------------
-
-    async def _open(self, slot: Slot, *, kind: str) -> Workspace | None:
-        course = self._course
-        if course.repo is None or slot.role.workspace == "none":
-            return None
-        return await course.workspaces.create(
-            course.execution.id, slot.role.name, slot.number, course.repo, kind=kind, base_commit=await course.head()
-        )
 
     async def _start_of(self, place: Workspace, slot: Slot) -> str:
         course = self._course
@@ -681,98 +487,6 @@ class StepRunner:
         }
         return place.head if place.head in waiting else await course.head()
 
-    async def _moved(self, place: Workspace, commit: str) -> Workspace:
-        await self._course.workspaces.move_to(place, commit)
-        return replace(place, head=commit)
-
-    async def _restored(self, place: Workspace, snapshot: str) -> Workspace:
-        await self._course.workspaces.restore(place, snapshot)
-        return replace(place, head=await self._course.workspaces.head(place))
-
-    def _tree(self, slot: Slot, place: Workspace | None) -> Path:
-        if place is not None:
-            return place.tree
-        scratch = (
-            self._course.workspaces.root / self._course.execution.id / f"{slot.role.name}.{slot.number}" / "scratch"
-        )
-        scratch.mkdir(parents=True, exist_ok=True)
-        return scratch
-
-
-async def _nothing() -> None:
-    """Nothing to put back."""
-
 
 def _seconds(milliseconds: Json) -> float | None:
     return milliseconds / 1000 if isinstance(milliseconds, int | float) else None
-
-
-def read_review(result: TaskResult, by: str) -> Reviewed:
-    """The last VERDICT of the reviewer's words; without one the work is not approved. Confidence is capped by it."""
-    value, reported, verdict = read_report(result.message, None)
-    verdict = verdict or "revise"
-    stated = reported if reported is not None else {"approve": 0.9, "revise": 0.6, "reject": 0.3}[verdict]
-    feedback = value if isinstance(value, str) else orjson.dumps(value).decode()
-    return Reviewed(
-        verdict=verdict, feedback=feedback, confidence=min(stated, CAPS[verdict]), by=by, usage=result.usage
-    )
-
-
-_COUNTS: Final = re.compile(r"(\d+) passed, (\d+) failed")
-
-
-def red_before(now: Evidence, then: Evidence) -> Evidence:
-    """A red check that was red before the work, too: the work is not to blame if it fails no more and passes more.
-
-    Without more passing tests nothing speaks for the work, so it stays red: a repair that repairs nothing looks so.
-    Such evidence is worth RED_BEFORE: enough to go on to the merge, not enough to be believed; the merged tree decides.
-    """
-    if now.passed is not False or then.passed is not False:
-        return now
-    counts, base = _COUNTS.search(now.detail), _COUNTS.search(then.detail)
-    if counts is None or base is None:
-        return now
-    more = int(counts[1]) - int(base[1])
-    if int(counts[2]) > int(base[2]) or more <= 0:
-        return now
-    detail = f"{now.detail}; {base[2]} failed before the work as well, {more} more pass now"
-    return replace(now, passed=True, score=RED_BEFORE, detail=detail)
-
-
-def could_not_run(oracle: str, why: str) -> Evidence:
-    """An oracle that could not run: no pass."""
-    return Evidence(oracle=oracle, passed=None, score=None, detail=why)
-
-
-def claims_evidence(result: TaskResult | None, unresolved: Sequence[str]) -> list[Evidence]:
-    """What speaks against a turn before any check runs: it did not end as it should, or left conflict markers."""
-    found = []
-    if result is not None and result.stop != "end_turn":
-        detail = f"the turn ended with {result.stop}: {first_line(result.message)}"
-        found.append(Evidence(oracle="turn", passed=False, score=0.0, detail=detail))
-    if unresolved:
-        detail = f"conflict markers are left in {', '.join(unresolved[:5])}"
-        found.append(Evidence(oracle="merge", passed=False, score=0.0, detail=detail))
-    return found
-
-
-def check_schema(schema: Json) -> None:
-    """Raises UsageError for what is no JSON Schema, before any agent works for it."""
-    try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.exceptions.SchemaError as error:
-        raise UsageError(f"the schema of the report is no JSON Schema: {error.message}") from error
-
-
-def schema_evidence(value: Json, schema: Json) -> Evidence:
-    """Whether a report satisfies its JSON Schema."""
-    check_schema(schema)
-    validator = jsonschema.Draft202012Validator(schema)
-    try:
-        wrong = sorted(validator.iter_errors(value), key=lambda e: list(map(str, e.absolute_path)))
-    except referencing.exceptions.Unresolvable as error:
-        raise UsageError(f"the schema of the report refers to what is not in it: {error}") from error
-    if not wrong:
-        return Evidence(oracle=SCHEMA, passed=True, score=1.0, detail="the report fits its schema")
-    place = "/".join(str(part) for part in wrong[0].absolute_path) or "the report"
-    return Evidence(oracle=SCHEMA, passed=False, score=0.0, detail=f"{place}: {wrong[0].message}"[:300])

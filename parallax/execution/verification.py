@@ -7,14 +7,19 @@ run is no pass: fail closed. Called by `steps` after every turn and by `host` fo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import jsonschema
+import referencing.exceptions
+
 from parallax.errors import UsageError
-from parallax.models import Action, Evidence, Json, Policy, Source
+from parallax.models import Action, Evidence, Json, Policy, Source, TaskResult
 
 PRIOR: Final = 0.5
+RED_BEFORE: Final = 0.7
 SCHEMA: Final = "schema"  # the oracle that looks at the form of a report
 
 
@@ -130,3 +135,69 @@ def evidence_json(entry: Evidence) -> dict[str, Any]:
         "score": score_of(entry),
         "detail": entry.detail,
     }
+
+
+def first_line(text: str, limit: int = 100) -> str:
+    """The first line of a text, cut."""
+    line = next((part.strip() for part in text.splitlines() if part.strip()), "")
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+_COUNTS: Final = re.compile(r"(\d+) passed, (\d+) failed")
+
+
+def red_before(now: Evidence, then: Evidence) -> Evidence:
+    """A red check that was red before the work, too: the work is not to blame if it fails no more and passes more.
+
+    Without more passing tests nothing speaks for the work, so it stays red: a repair that repairs nothing looks so.
+    Such evidence is worth RED_BEFORE: enough to go on to the merge, not enough to be believed; the merged tree decides.
+    """
+    if now.passed is not False or then.passed is not False:
+        return now
+    counts, base = _COUNTS.search(now.detail), _COUNTS.search(then.detail)
+    if counts is None or base is None:
+        return now
+    more = int(counts[1]) - int(base[1])
+    if int(counts[2]) > int(base[2]) or more <= 0:
+        return now
+    detail = f"{now.detail}; {base[2]} failed before the work as well, {more} more pass now"
+    return replace(now, passed=True, score=RED_BEFORE, detail=detail)
+
+
+def could_not_run(oracle: str, why: str) -> Evidence:
+    """An oracle that could not run: no pass."""
+    return Evidence(oracle=oracle, passed=None, score=None, detail=why)
+
+
+def claims_evidence(result: TaskResult | None, unresolved: Sequence[str]) -> list[Evidence]:
+    """What speaks against a turn before any check runs: it did not end as it should, or left conflict markers."""
+    found = []
+    if result is not None and result.stop != "end_turn":
+        detail = f"the turn ended with {result.stop}: {first_line(result.message)}"
+        found.append(Evidence(oracle="turn", passed=False, score=0.0, detail=detail))
+    if unresolved:
+        detail = f"conflict markers are left in {', '.join(unresolved[:5])}"
+        found.append(Evidence(oracle="merge", passed=False, score=0.0, detail=detail))
+    return found
+
+
+def check_schema(schema: Json) -> None:
+    """Raises UsageError for what is no JSON Schema, before any agent works for it."""
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.exceptions.SchemaError as error:
+        raise UsageError(f"the schema of the report is no JSON Schema: {error.message}") from error
+
+
+def schema_evidence(value: Json, schema: Json) -> Evidence:
+    """Whether a report satisfies its JSON Schema."""
+    check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    try:
+        wrong = sorted(validator.iter_errors(value), key=lambda e: list(map(str, e.absolute_path)))
+    except referencing.exceptions.Unresolvable as error:
+        raise UsageError(f"the schema of the report refers to what is not in it: {error}") from error
+    if not wrong:
+        return Evidence(oracle=SCHEMA, passed=True, score=1.0, detail="the report fits its schema")
+    place = "/".join(str(part) for part in wrong[0].absolute_path) or "the report"
+    return Evidence(oracle=SCHEMA, passed=False, score=0.0, detail=f"{place}: {wrong[0].message}"[:300])

@@ -5,8 +5,19 @@ from __future__ import annotations
 import pytest
 
 from parallax.errors import UsageError
-from parallax.execution.steps import claims_evidence, read_review, red_before, schema_evidence
-from parallax.execution.verification import Oracles, Verdict, critique, decide, judge, oracles_of, summary
+from parallax.execution.turns import read_review
+from parallax.execution.verification import (
+    Oracles,
+    Verdict,
+    claims_evidence,
+    critique,
+    decide,
+    judge,
+    oracles_of,
+    red_before,
+    schema_evidence,
+    summary,
+)
 from parallax.models import Action, Evidence, Policy, Source, TaskResult
 
 

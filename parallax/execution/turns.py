@@ -1,0 +1,251 @@
+"""Turns: an agent of a role in its workspace; what it asks is answered, what it reviews becomes a verdict.
+
+`steps` asks for turns of work, `host` for reviews and routed questions. Here is what all of them share: opening the
+place, running checks on it, and the way of a question through the team.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from parallax.agents.clients.report import read_report
+from parallax.agents.supervisor import Ask
+from parallax.errors import AgentStalled
+from parallax.execution import prompts
+from parallax.execution.agent_proxy import Slot
+from parallax.execution.course import Course
+from parallax.execution.questions import Answered, by_preset, new_question_id, routed_to
+from parallax.execution.verification import Oracles, could_not_run, first_line
+from parallax.models import Evidence, Question, Role, Source, Task, TaskResult, Usage, Workspace
+
+TURN_S: Final = 7200.0
+SUBJECT_CHARS: Final = 6000
+CAPS: Final = {"approve": 1.0, "revise": 0.6, "reject": 0.3}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reviewed:
+    """A reviewer's verdict; the confidence is that the subject is good."""
+
+    verdict: str
+    feedback: str
+    confidence: float
+    by: str
+    usage: Usage
+
+    @property
+    def approved(self) -> bool:
+        """Only `approve` approves."""
+        return self.verdict == "approve"
+
+    def evidence(self, role: str) -> Evidence:
+        """The review as evidence of the work."""
+        return Evidence(
+            oracle=f"review by {role}", passed=self.approved, score=self.confidence, detail=first_line(self.feedback)
+        )
+
+
+class Turns:
+    """The turns of one execution."""
+
+    def __init__(self, course: Course) -> None:
+        self._course = course
+
+    # -- workspaces --------------------------------------------------------------------------------------------------
+
+    async def open(self, slot: Slot, *, kind: str) -> Workspace | None:
+        course = self._course
+        if course.repo is None or slot.role.workspace == "none":
+            return None
+        return await course.workspaces.create(
+            course.execution.id, slot.role.name, slot.number, course.repo, kind=kind, base_commit=await course.head()
+        )
+
+    async def moved(self, place: Workspace, commit: str) -> Workspace:
+        await self._course.workspaces.move_to(place, commit)
+        return replace(place, head=commit)
+
+    async def restored(self, place: Workspace, snapshot: str) -> Workspace:
+        await self._course.workspaces.restore(place, snapshot)
+        return replace(place, head=await self._course.workspaces.head(place))
+
+    def tree(self, slot: Slot, place: Workspace | None) -> Path:
+        if place is not None:
+            return place.tree
+        scratch = (
+            self._course.workspaces.root / self._course.execution.id / f"{slot.role.name}.{slot.number}" / "scratch"
+        )
+        scratch.mkdir(parents=True, exist_ok=True)
+        return scratch
+
+    # -- questions ---------------------------------------------------------------------------------------------------
+
+    def asking(self, slot: Slot, task: Task) -> Ask:
+        """How a turn's questions are answered: by the preset, by colleagues up the org chart, by a person."""
+
+        async def ask(question: Question) -> str:
+            if question.kind == "permission" and (chosen := by_preset(question, slot.role.preset)) is not None:
+                return chosen
+            asked = replace(
+                question, id=new_question_id(), execution=task.execution, step_key=task.step_key, asker=slot.agent_id
+            )
+            return (await self.ask(asked, slot.role.name, self._course.tasks.get(task.step_key))).answer
+
+        return ask
+
+    async def ask(self, question: Question, asker_role: str, about: str | None) -> Answered:
+        """Route a question through the team, then to a person."""
+        course = self._course
+        colleagues = [
+            (name, partial(self._consult, course.chart.roles[name], about))
+            for name in routed_to(question, asker_role, course.chart)
+        ]
+        return await course.desk.ask(question, course.journal, colleagues)
+
+    async def _consult(self, role: Role, about: str | None, question: Question) -> str:
+        course = self._course
+        try:
+            async with asyncio.timeout(course.chart.escalation.timeout_s), course.proxy.hold(role) as slot:
+                place = await self.open(slot, kind="agent")
+                task = Task(
+                    id=f"{question.execution}/{question.step_key}/{question.id}", execution=question.execution,
+                    step_key=question.step_key, attempt=1, role=role.name, text=prompts.question(question, about),
+                )  # fmt: skip
+                result = await course.proxy.consult(
+                    slot, task, self.tree(slot, place), self.asking(slot, task), preset="readonly"
+                )
+                course.meter.settle(result.usage)
+                if place is not None:
+                    await self.moved(place, place.head)  # an answer changes nothing
+        except TimeoutError as error:
+            raise AgentStalled(f"{role.name} did not answer {question.id} in time") from error
+        return str(result.value if isinstance(result.value, str) else result.message)
+
+    async def review(
+        self, key: str, role: Role, *, subject: str, commit: str | None, since: str | None, task: str | None,
+        evidence: str, final: bool,
+    ) -> Reviewed:  # fmt: skip
+        """One review by one agent of the role, on a read-only copy of the work."""
+        course = self._course
+        course.meter.reserve()
+        changes = ""
+        if course.repo is not None and commit is not None:
+            changes = await course.workspaces.diff(
+                course.repo.mirror, since or course.repo.base_commit, commit, stat=True
+            )
+        text = prompts.review(
+            role,
+            course.chart,
+            subject=subject[:SUBJECT_CHARS],
+            task=task,
+            changes=changes,
+            evidence=evidence,
+            final=final,
+        )
+        journal = course.journal
+        async with course.proxy.hold(role) as slot:
+            place = await self.open(slot, kind="readonly")
+            if place is not None and commit is not None:
+                place = await self.moved(place, commit)
+            attempt = journal.attempts(key.partition("/")[0]) or 1
+            task_ = Task(
+                id=f"{course.execution.id}/{key}/{attempt}", execution=course.execution.id, step_key=key,
+                attempt=attempt, role=role.name, text=text, timeout_s=role.timeout_s or TURN_S,
+            )  # fmt: skip
+            await journal.tell(
+                journal.event(
+                    "step.started",
+                    step_key=key,
+                    agent_id=slot.agent_id,
+                    word="review",
+                    role=role.name,
+                    task=f"review: {first_line(task or subject)}",
+                    attempt=attempt,
+                    agent=slot.agent_id,
+                )
+            )
+            result = await course.proxy.call(
+                slot, task_, self.tree(slot, place), self.asking(slot, task_), preset="readonly", reset=_nothing
+            )
+            course.meter.settle(result.usage)
+        reviewed = read_review(result, slot.agent_id)
+        await journal.tell(
+            journal.event(
+                "step.finished",
+                step_key=key,
+                agent_id=slot.agent_id,
+                word="review",
+                role=role.name,
+                action=reviewed.verdict,
+                confidence=reviewed.confidence,
+                source=Source.REPORTED,
+                commit=None,
+                detail=first_line(reviewed.feedback),
+                attempts=1,
+            )
+        )
+        return reviewed
+
+    async def check(self, oracles: Oracles, commit: str | None) -> list[Evidence]:
+        """Run the checks on a clean checkout of the commit, one after the other."""
+        course = self._course
+        if course.repo is None or commit is None:
+            return [could_not_run(name, "there is no repository to check") for name in oracles.names]
+        found: list[Evidence] = []
+        for check in oracles.checks:
+            for wanted in self._expanded(check):
+                if wanted == "":
+                    found.append(could_not_run(str(check), "the repository's profile has no check (`parallax init`)"))
+                    continue
+                found.append(await course.checks.run(course.repo, commit, wanted, profile=course.profile))
+        return found
+
+    def _expanded(self, check: str | tuple[str, ...]) -> list[str | list[str]]:
+        """`quick` and `full` stand for the checks that the profile names so, unless a check has that very name."""
+        profile = self._course.profile
+        if check == "quick" and check not in profile.checks:
+            return list(profile.default_checks("quick") or ("",))
+        if check == "full" and check not in profile.checks:
+            return list(profile.default_checks("full") or ("",))
+        return [check if isinstance(check, str) else list(check)]
+
+    async def tell_evidence(self, key: str, agent_id: str | None, found: Sequence[Evidence]) -> None:
+        """Each piece of evidence is one event."""
+        event = self._course.journal.event
+        await self._course.journal.tell(
+            *(
+                event(
+                    "evidence.recorded",
+                    step_key=key,
+                    agent_id=agent_id,
+                    oracle=e.oracle,
+                    passed=e.passed,
+                    score=e.score,
+                    detail=e.detail,
+                    duration_s=round(e.duration_s, 3),
+                )
+                for e in found
+            )
+        )
+
+
+async def _nothing() -> None:
+    """Nothing to put back."""
+
+
+def read_review(result: TaskResult, by: str) -> Reviewed:
+    """The last VERDICT of the reviewer's words; without one the work is not approved. Confidence is capped by it."""
+    value, reported, verdict = read_report(result.message, None)
+    verdict = verdict or "revise"
+    stated = reported if reported is not None else {"approve": 0.9, "revise": 0.6, "reject": 0.3}[verdict]
+    feedback = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return Reviewed(
+        verdict=verdict, feedback=feedback, confidence=min(stated, CAPS[verdict]), by=by, usage=result.usage
+    )
