@@ -99,6 +99,7 @@ class _Running:
     task: asyncio.Task[None]
     journal: Journal | None = None
     cancelled_by: str | None = None
+    begun: bool = False
 
 
 class ExecutionEngine:
@@ -295,18 +296,24 @@ class ExecutionEngine:
                 except FencedError:
                     raise ConflictError(f"execution '{execution_id}' has just ended") from None
             fp("cancel.recorded_before_kill")
-            running.task.cancel()
+            if running.begun:  # a task that is cancelled before its first step would never run, nor record its end
+                running.task.cancel()
         return await self._store.execution(execution_id)
 
     # -- running -------------------------------------------------------------------------------------------------------
 
     async def _guarded(self, execution: Execution) -> None:
         """One execution's task: whatever happens in it stays in it."""
+        running = self._running[execution.id]
+        running.begun = True
         try:
+            if running.cancelled_by is not None:
+                await self._end_cancelled(execution)
+                return
             async with self._runtimes.place():
                 await self._own(execution)
         except asyncio.CancelledError:
-            if self._running[execution.id].cancelled_by is None:
+            if running.cancelled_by is None:
                 raise  # the server stops: the execution stays as it is
             _uncancelled()
             await self._kept(execution, self._end_cancelled(execution))
