@@ -87,7 +87,7 @@ class CodeGenerator(PatternCompiler):
     def close_scope(self) -> None:
         """Replace the mark by what sets the variables that some read could meet too early."""
         scope = self.scope
-        names = [v.py for v in scope.names.values() if v.needs_unset]
+        names = [v.py for v in scope.variables if v.needs_unset]
         at = next(i for i, s in enumerate(scope.entry) if s is scope.mark)
         targets: list[ast.expr] = [ast.Name(name, ast.Store()) for name in names]
         scope.entry[at : at + 1] = [ast.Assign(targets, load("UNSET"))] if targets else []

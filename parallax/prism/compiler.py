@@ -216,6 +216,7 @@ class ExpressionCompiler:
         variable.needs_unset = self.scope.frame is not self.frame
         self.owners[variable.py] = self.scope.frame
         self.scope.names[name] = variable
+        self.scope.variables.append(variable)
         return variable
 
     def read(self, name: str, span: Span | None, scope: Scope | None = None) -> ast.expr:

@@ -138,6 +138,7 @@ _STOPS = {
     "`": re.compile(r"[`\\]|\$\{"),
     "```": re.compile(r"```|\$\{"),
 }
+_DEEPER = frozenset("()[]{}")
 _INNER = re.compile(r"[\"'`{}\n]|/\*")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
@@ -192,13 +193,15 @@ class Lexer:
         pos = self.start
         row = self._row(pos)
         limit = self.limits.tokens
+        depth = 0  # brackets are levels of nesting: a text of nothing but brackets ends here, early
         while pos < end:
             while row + 1 < len(lines) and lines[row + 1] <= pos:
                 row += 1
             line, column = row + 1, pos - lines[row]
             found = match(source, pos, end)
             if found is None:
-                message = f"Unexpected character '{source[pos]}' at line {line}, column {column}"
+                shown = source[pos].encode("utf-8", "backslashreplace").decode()
+                message = f"Unexpected character '{shown}' at line {line}, column {column}"
                 error = PrismLexError(message, span=Span(self.path, line, column), hint=_HINTS.get(source[pos]))
                 self._note(error)
                 pos += 1
@@ -223,6 +226,10 @@ class Lexer:
                 token = Token(kind or "op", text, pos, stop, line, column)
             result.append(token)
             pos = token.end
+            if text in _DEEPER:
+                depth += 1 if text in "([{" else -1
+                if depth > self.limits.parse_nesting:
+                    exceeded("parse nesting", self.limits.parse_nesting, depth, Span(self.path, line, column))
             if len(result) > limit:
                 exceeded("tokens", limit, len(result), Span(self.path, line, column))
         row = self._row(end)

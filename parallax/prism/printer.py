@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from . import nodes as n
 from .lexer import RESERVED
 from .parser import BINARY
 from .values import number_text
 
+T = TypeVar("T")
 WIDTH = 100
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 LOOSE, PIPE, TERNARY, CONF, POWER, UNARY, POSTFIX, PRIMARY = -1, 0, 1, 2, 11, 12, 13, 14
@@ -74,6 +76,7 @@ class Printer:
     def __init__(self) -> None:
         self.indent = 0
         self.inline = 0
+        self.written: dict[tuple[int, int], str] = {}
 
     # --- expressions ---
 
@@ -173,6 +176,17 @@ class Printer:
         return self.items(node.props, "{", "}", spread_out=_broken(node, node.props))
 
     def item(self, node: n.Node) -> str:
+        return self.once(node, self.bare_item)
+
+    def once(self, node: T, write: Callable[[T], str]) -> str:
+        """A text is tried in several layouts; each part of it is written once for each indentation."""
+        key = (id(node), -1 if self.inline else self.indent)
+        text = self.written.get(key)
+        if text is None:
+            text = self.written[key] = write(node)
+        return text
+
+    def bare_item(self, node: n.Node) -> str:
         match node:
             case n.Spread(value=value):
                 return f"...{self.expr(value)}"
@@ -322,7 +336,7 @@ class Printer:
 
     def statement(self, node: n.Statement) -> str:
         method: Callable[[n.Statement], str] = getattr(self, "on_" + type(node).__name__)
-        return method(node)
+        return self.once(node, method)
 
     def body(self, node: n.Statement, *, before_else: bool = False) -> str:
         if isinstance(node, n.Block):

@@ -55,6 +55,7 @@ class Scope:
     entry: list[ast.stmt]
     mark: ast.stmt
     names: dict[str, Variable] = field(default_factory=dict)
+    variables: list[Variable] = field(default_factory=list)
 
 
 def pattern_names(pattern: n.Node | None) -> Iterable[str]:
