@@ -156,6 +156,7 @@ class EventBus:
                 while page := await self._log.events(execution, after):
                     for event in page:
                         after = event.seq
+                        ended = ended or event.type in TERMINAL  # it may have come between the two questions
                         yield event
                 if ended:
                     return

@@ -75,6 +75,18 @@ async def test_a_stream_goes_on_after_the_event_that_was_seen_and_ends_with_the_
     assert await _read(EventBus(table), 12) == []
 
 
+async def test_an_end_that_comes_between_asking_and_reading_ends_the_stream() -> None:
+    class Late(Table):
+        async def ended(self, execution: str) -> bool:
+            answer = self.final
+            if not answer:
+                self.commit("execution.succeeded")  # committed after the answer, before the table is read
+            return answer
+
+    async with asyncio.timeout(5):
+        assert await _read(EventBus(Late())) == [1]
+
+
 async def test_other_executions_are_not_heard() -> None:
     table = Table()
     bus = EventBus(table)
