@@ -93,9 +93,9 @@ class CodeGenerator(PatternCompiler):
         scope.entry[at : at + 1] = [ast.Assign(targets, load("UNSET"))] if targets else []
 
     def predeclare(self, statements: Sequence[n.Statement], *, late: bool = True) -> None:
-        for name, constant in declared_names(statements):
+        for name, constant, place in declared_names(statements):
             if name in self.scope.names:
-                self.emit(ast.Expr(self.helper("duplicate", const(name))))
+                self.emit(ast.Expr(self.helper("duplicate", const(name), span=place.span)))
             else:
                 self.declare(name, const=constant, ready=False).predeclared = True
         if late:
@@ -123,7 +123,7 @@ class CodeGenerator(PatternCompiler):
                             self.declare(agent.name, ready=False)
 
     def late_variables(self, statements: Sequence[n.Statement]) -> None:
-        for name, constant in declared_names(statements):
+        for name, constant, _ in declared_names(statements):
             if name not in self.scope.names:
                 self.declare(name, const=constant, ready=False)
 

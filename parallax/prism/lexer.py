@@ -354,8 +354,9 @@ class Lexer:
         place = self.place(start)
         at = f"line {place.line}, column {place.column}"
         if quote.startswith("`"):
-            raise PrismLexError(f"Unterminated multiline string starting at {at}", span=place)
-        raise PrismLexError(f"Unterminated string at {at}", span=place)
+            hint = f"close it with {quote}; a ${{ inside needs its }}"
+            raise PrismLexError(f"Unterminated multiline string starting at {at}", span=place, hint=hint)
+        raise PrismLexError(f"Unterminated string at {at}", span=place, hint=f"close it with {quote}")
 
 
 _HINTS = {

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
+from . import hints
 from . import nodes as n
 from .errors import PrismError, PrismLimitError, PrismParseError, Span
 from .lexer import Hole, Lexer, Token
@@ -115,7 +116,13 @@ class ExpressionParser:
     def fail(self, message: str, token: Token | None = None, hint: str | None = None) -> NoReturn:
         token = token or self.token
         before = self.tokens[self.at - 1] if self.at else None
-        raise PrismParseError(message, span=self.span(token), hint=hint or hint_for(message, token, before))
+        start = self.at
+        while start and self.tokens[start - 1].line == token.line:
+            start -= 1
+        first = self.tokens[start]
+        raise PrismParseError(
+            message, span=self.span(token), hint=hint or hints.for_parse(message, token, before, first)
+        )
 
     @contextmanager
     def nest(self, *, arrow: bool = False) -> Iterator[None]:
@@ -337,7 +344,8 @@ class ExpressionParser:
         inner = Lexer(self.source, self.path, start=hole.start, end=hole.end, limits=self.limits, lines=lexer.lines)
         tokens = inner.tokens()
         if tokens[0].kind == "eof":
-            raise PrismParseError("Empty interpolation expression", span=lexer.place(hole.start))
+            hint = "write an expression between ${ and }"
+            raise PrismParseError("Empty interpolation expression", span=lexer.place(hole.start), hint=hint)
         saved = (self.tokens, self.at, self.closing, self.destructures)
         self.tokens, self.closing, self.destructures = tokens, _closing(tokens), {}
         self.move(0)
@@ -374,7 +382,7 @@ class ExpressionParser:
                 if not self.accept(","):
                     break
             if self.is_op("="):
-                self.fail("Unexpected '=' in object literal", hint="a key and its value are joined by ':'")
+                self.fail("Unexpected '=' in object literal")
             self.expect("}", "Expected '}' after object properties")
         return n.Object(tuple(props), span=self.span(token))
 
@@ -393,7 +401,7 @@ class ExpressionParser:
         if self.accept(":"):
             return n.Property(token.text, self.expr(), span=span)
         if self.is_op("="):
-            self.fail("Unexpected '=' in object literal", hint="a key and its value are joined by ':'")
+            self.fail("Unexpected '=' in object literal")
         return n.Property(token.text, n.Identifier(token.text, span=span), span=span)
 
     # --- match ---
@@ -576,49 +584,3 @@ def _closing(tokens: list[Token]) -> dict[int, int]:
             else:
                 result[stack.pop()] = index
     return result
-
-
-def hint_for(message: str, token: Token, before: Token | None) -> str | None:
-    """One sentence for the mistakes that people really make."""
-    text = token.text if token.kind in ("op", "word") else ""
-    if before is not None and before.text == "for" and text == "(":
-        return "a for loop takes no parentheses: for x in xs { … } or for let i = 0; i < n; i = i + 1 { … }"
-    if message == "Expected expression":
-        if before is not None and before.kind == "op" and before.text == text and text in ("+", "-"):
-            return f"there is no {text}{text}: use x {text}= 1"
-        if text == "=" or (before is not None and before.text == "=" and before.kind == "op"):
-            return "'=' assigns and is a statement: compare with === or =="
-        if text in _FOREIGN:
-            return _FOREIGN[text]
-    if token.kind == "eof" and "}" in message:
-        return "a '{' is not closed"
-    if text == "=" and message.startswith(("Expected ')'", "Expected ']'", "Expected ':'", "Expected '{'")):
-        return "'=' assigns and is a statement: compare with === or =="
-    if before is not None and before.kind == "id" and before.text in _FOREIGN_NAMES and token.kind in ("id", "op"):
-        return _FOREIGN_NAMES[before.text]
-    if message == "Expected variable name" and token.kind == "word":
-        return f"'{token.text}' is a reserved word"
-    if message == "Expected '(' after 'if'":
-        return "the condition of an if stands in parentheses"
-    return None
-
-
-_FOREIGN = {
-    "+": "there is no unary +: use Number(x)",
-    ".": "a number starts with a digit: 0.5",
-    ">": "a function is x => …",
-    "function": "a function value is a lambda: x => …",
-    "fn": "a function value is a lambda: x => …",
-}
-_FOREIGN_NAMES = {
-    "var": "declare with let or const",
-    "def": "a function is declared with fn",
-    "func": "a function is declared with fn",
-    "elif": "write else if",
-    "new": "there are no classes",
-    "class": "there are no classes",
-    "switch": "use match x { 1 => …, _ => … }",
-    "not": "'not' is !",
-    "and": "'and' is &&",
-    "or": "'or' is ||",
-}

@@ -16,7 +16,7 @@ from functools import partial
 from types import CodeType, CoroutineType, FrameType, FunctionType, GeneratorType, TracebackType
 from typing import Any, NoReturn
 
-from . import binding
+from . import binding, hints
 from .builtins import Builtins
 from .codegen import generate
 from .compiler import OP_NAMES
@@ -29,6 +29,7 @@ from .limits import Limits, exceeded
 from .methods import Direct, Members
 from .modules import Program, checked_tree, make_program, resolve, show_line
 from .operators import HIGH, MEDIUM, Operators
+from .rules import declared_anywhere
 from .values import (
     Array,
     Confident,
@@ -194,9 +195,7 @@ class Machine:
             self.undefined(name, line, column)
 
     def undefined(self, name: str, line: int, column: int) -> NoReturn:
-        error = fail(f"Error at line {line}, column {column}: Undefined variable: {name}")
-        error.hint = _UNDEFINED_HINTS.get(name)
-        raise error
+        raise fail(f"Error at line {line}, column {column}: Undefined variable: {name}")
 
     def assign_global(self, name: str, value: Value) -> None:
         if f"g_{name}" not in self.globals:
@@ -573,6 +572,11 @@ class Machine:
             error.args = (error.message,)
         if error.path is None:
             error.place(traceback_span(error.__traceback__) or Span(self.program.path, 1, 0))
+        if error.hint is None:
+            names = (
+                name for tree in (self.program.tree, *self.program.trees.values()) for name in declared_anywhere(tree)
+            )
+            error.hint = hints.for_run(error.message, {*names, *self.names})
         source = self.program.bundle.get(error.path or "")
         if source is not None:
             show_line(error, source, error.path or "")
@@ -616,18 +620,6 @@ _OWN = [
     "export",
     "export_all",
 ]
-_UNDEFINED_HINTS = {
-    "var": "declare with let or const",
-    "Math": None,
-    "setTimeout": "wait with sleep(ms)",
-    "require": 'write import {name} from "./file"',
-    "None": "write null",
-    "True": "write true",
-    "False": "write false",
-    "len": "write xs.length",
-    "str": "write String(x)",
-    "new": "there are no classes",
-}
 
 
 def make_function(name: str, call: Callable[..., Value], least: int, most: int | None, kind: str) -> Function:

@@ -58,29 +58,29 @@ class Scope:
     variables: list[Variable] = field(default_factory=list)
 
 
-def pattern_names(pattern: n.Node | None) -> Iterable[str]:
-    """The names a pattern binds, in order."""
+def pattern_places(pattern: n.Node | None) -> Iterable[tuple[str, n.Node]]:
+    """The names a pattern binds, in order, with the nodes that name them."""
     match pattern:
-        case n.Identifier(name):
-            yield name
+        case n.Identifier(name) | n.Rest(name):
+            yield name, pattern
         case n.ArrayPattern(items) | n.ObjectPattern(items):
             for item in items:
-                yield from pattern_names(item)
-        case n.Element() | n.Field():
-            yield from pattern_names(pattern.target)
-        case n.Rest(name):
-            yield name
-        case n.Parameter():
-            yield from pattern_names(pattern.target)
+                yield from pattern_places(item)
+        case n.Element() | n.Field() | n.Parameter():
+            yield from pattern_places(pattern.target)
 
 
-def declared_names(statements: Iterable[n.Statement]) -> list[tuple[str, bool]]:
-    """What a statement list pre-declares: (name, const), repeats kept."""
+def pattern_names(pattern: n.Node | None) -> Iterable[str]:
+    return (name for name, _ in pattern_places(pattern))
+
+
+def declared_names(statements: Iterable[n.Statement]) -> list[tuple[str, bool, n.Node]]:
+    """What a statement list pre-declares: (name, const, where), repeats kept."""
     return [
-        (name, statement.kind == "const")
+        (name, statement.kind == "const", place)
         for statement in statements
         if isinstance(statement, n.VariableDeclaration)
-        for name in pattern_names(statement.target)
+        for name, place in pattern_places(statement.target)
     ]
 
 

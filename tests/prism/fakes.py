@@ -13,7 +13,9 @@ from parallax.prism import compile as compile_prism
 class FakeHost:
     """Performs effects by `answer`; with a journal of an earlier run it performs nothing that is in it."""
 
-    def __init__(self, answer: Callable[[Effect], Any] | None = None, journal: dict[str, Outcome] | None = None) -> None:
+    def __init__(
+        self, answer: Callable[[Effect], Any] | None = None, journal: dict[str, Outcome] | None = None
+    ) -> None:
         self.answer = answer or (lambda effect: None)
         self.journal = dict(journal or {})
         self.effects: list[Effect] = []
@@ -46,7 +48,12 @@ class FakeHost:
 
 
 async def run(
-    source: str, host: FakeHost | None = None, *, bundle: dict[str, str] | None = None, limits: Limits | None = None, **given: Any
+    source: str,
+    host: FakeHost | None = None,
+    *,
+    bundle: dict[str, str] | None = None,
+    limits: Limits | None = None,
+    **given: Any,
 ) -> Evaluation:
     """Run a program and see that no task stays behind."""
     runtime = PrismRuntime(compile_prism(source, bundle=bundle), host or FakeHost(), globals=given, limits=limits)

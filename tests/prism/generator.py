@@ -8,13 +8,113 @@ from pathlib import Path
 
 SOURCES = [json.loads(line)["source"] for line in (Path(__file__).parent / "cases.jsonl").read_text().splitlines()]
 NAMES = ["a", "b", "xs", "f", "o", "n", "print", "map", "input", "assign", "parallel"]
-ATOMS = ["0", "1", "2.5", "1e3", '"s"', '"v ${a}"', "`t`", "true", "null", "[]", "{}", "[1, 2]", "{k: 1}", "'x'", "1e999"]
-BINARY = (
-    "+ - * / % ** == != === !== < <= > >= && || ?? ~?? ~@> ~||> ~+ ~- ~* ~/ ~== ~!= ~< ~<= ~>= ~&& ~|| ~~ ~?> instanceof"
-).split()
-METHODS = ["map", "filter", "push", "join", "slice", "length", "sort", "flat", "repeat", "padEnd", "split", "k", "at", "concat"]
-WORDS = ["voting", "merge", "best", "range", "max", "sortBy", "JSON.stringify", "Object.keys", "String", "Number", "consensus"]
-NOISE = ["(", ")", "{", "}", "[", "]", ";", ",", "=>", "~>", "=", "...", "`", '"', "${", "\0", "\ud800", "/*", "//", "\n", "é", "😀", "@"]
+ATOMS = [
+    "0",
+    "1",
+    "2.5",
+    "1e3",
+    '"s"',
+    '"v ${a}"',
+    "`t`",
+    "true",
+    "null",
+    "[]",
+    "{}",
+    "[1, 2]",
+    "{k: 1}",
+    "'x'",
+    "1e999",
+]
+BINARY = [
+    "+",
+    "-",
+    "*",
+    "/",
+    "%",
+    "**",
+    "==",
+    "!=",
+    "===",
+    "!==",
+    "<",
+    "<=",
+    ">",
+    ">=",
+    "&&",
+    "||",
+    "??",
+    "~??",
+    "~@>",
+    "~||>",
+    "~+",
+    "~-",
+    "~*",
+    "~/",
+    "~==",
+    "~!=",
+    "~<",
+    "~<=",
+    "~>=",
+    "~&&",
+    "~||",
+    "~~",
+    "~?>",
+    "instanceof",
+]
+METHODS = [
+    "map",
+    "filter",
+    "push",
+    "join",
+    "slice",
+    "length",
+    "sort",
+    "flat",
+    "repeat",
+    "padEnd",
+    "split",
+    "k",
+    "at",
+    "concat",
+]
+WORDS = [
+    "voting",
+    "merge",
+    "best",
+    "range",
+    "max",
+    "sortBy",
+    "JSON.stringify",
+    "Object.keys",
+    "String",
+    "Number",
+    "consensus",
+]
+NOISE = [
+    "(",
+    ")",
+    "{",
+    "}",
+    "[",
+    "]",
+    ";",
+    ",",
+    "=>",
+    "~>",
+    "=",
+    "...",
+    "`",
+    '"',
+    "${",
+    "\0",
+    "\ud800",
+    "/*",
+    "//",
+    "\n",
+    "é",
+    "😀",
+    "@",
+]
 
 
 class Generator:
@@ -55,7 +155,9 @@ class Generator:
         return f"{self.r.choice(['1', '_', 'a', '[a, b]', '{k}', '{k: [a]}', 'null'])} ~> 0.5 => ({self.expr(1)})"
 
     def pattern(self) -> str:
-        return self.r.choice(["a", "[a, b]", "{k}", "{k: {a = 1}}", "[a ~> 0.5, ...xs]", "{k ~> 0.4 = 2, ...o}", "[, n]"])
+        return self.r.choice(
+            ["a", "[a, b]", "{k}", "{k: {a = 1}}", "[a ~> 0.5, ...xs]", "{k ~> 0.4 = 2, ...o}", "[, n]"]
+        )
 
     def statement(self, depth: int = 2) -> str:
         r, e = self.r, self.expr

@@ -1,0 +1,77 @@
+"""Mistakes that people really make: message, line, caret and hint, word by word.
+
+`messages.jsonl` holds them; a change of words there is meant to be seen in review.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallax.prism import Diagnostic, PrismError, check, evaluate
+
+LINES = (Path(__file__).parent / "messages.jsonl").read_text(encoding="utf-8").splitlines()
+MISTAKES = [json.loads(line) for line in LINES]
+
+
+def test_there_are_enough_mistakes() -> None:
+    assert len(MISTAKES) >= 100
+    assert sum(m["hint"] is not None for m in MISTAKES) >= 100
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m["source"][:40])
+def test_mistake(mistake: dict[str, Any]) -> None:
+    with pytest.raises(PrismError) as caught:
+        evaluate(mistake["source"])
+    error = caught.value
+    assert type(error).__name__ in (mistake["error"], "PrismThrow")
+    got = {"message": error.message, "line": error.line, "column": error.column, "hint": error.hint}
+    assert got == {key: mistake[key] for key in got}
+    assert error.excerpt == mistake["excerpt"]
+    assert error.excerpt.split("\n")[1].index("^") == error.column
+
+
+def test_a_parse_error_as_it_is_shown() -> None:
+    with pytest.raises(PrismError) as caught:
+        evaluate("let x = 1\n\n    break")
+    assert caught.value.render() == (
+        "ERROR: [PARSER_ERROR] 'break' is not inside a loop\n --> 3:4\n    break\n    ^\n"
+        "hint: to leave a function or the program use return"
+    )
+
+
+def test_check_reports_several_mistakes_at_once() -> None:
+    source = """let totl = 5
+print(total)
+let x = = 3
+xs = [1 2]
+let s = ```a```
+max()
+totl == 3
+[1].push(2)
+break
+let y = 'open
+let z = 1 & 2
+"""
+    found = [(d.severity, d.line, d.column, d.message) for d in check(source)]
+    assert found == [
+        ("warning", 2, 6, "Unknown name: total"),
+        ("error", 3, 8, "Expected expression"),
+        ("error", 4, 8, "Expected ']' after array elements"),
+        ("warning", 5, 8, "Triple-backtick string: a Markdown fence inside ends it; use single backticks"),
+        ("warning", 6, 0, "max() takes at least 1 arguments, got 0"),
+        ("warning", 7, 0, "The result of this comparison is not used"),
+        ("warning", 8, 0, "The result of push() is not used"),
+        ("error", 9, 0, "'break' is not inside a loop"),
+        ("error", 10, 13, "Unexpected newline in string at line 10"),
+        ("error", 11, 10, "Unexpected character '&' at line 11, column 10"),
+    ]
+    assert check(source)[0].hint == "did you mean 'totl'?"
+
+
+def test_check_is_silent_on_good_programs() -> None:
+    assert check("let later = () => helper(1)\nfn helper(x) { x + input.n }\nlater()") == []
+    assert isinstance(check("(")[0], Diagnostic)
