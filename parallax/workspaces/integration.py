@@ -63,7 +63,7 @@ class Integration:
         return Merged(sha=new, files=files)
 
     async def reset(self, repo: Repository, execution_id: str, commit: str) -> None:
-        """Put the result back to where it stood before a step that is done again: what it had merged was not recorded."""
+        """Put the result back to where it stood before a step that is done again; its merge was never recorded."""
         check_commit(commit)
         async with self._locks.hold(f"result {repo.mirror} {execution_id}"):
             old = await self._ref(repo, execution_id)
