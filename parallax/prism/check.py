@@ -111,11 +111,8 @@ def _counts(tree: n.Program) -> Iterator[Finding]:
                 expected = (
                     f"at least {least}" if most is None else str(least) if least == most else f"{least} to {most}"
                 )
-                yield (
-                    f"{name}() takes {expected} argument{'' if expected == '1' else 's'}, got {len(args)}",
-                    node.span,
-                    None,
-                )
+                plural = "" if expected in ("1", "at least 1") else "s"
+                yield f"{name}() takes {expected} argument{plural}, got {len(args)}", node.span, None
 
 
 def _unused(tree: n.Program) -> Iterator[Finding]:

@@ -122,7 +122,7 @@ _RUN = (
     ("Import statements|Export statements", "run the file as a pattern"),
     ("No host", "run it as a pattern: parallax run"),
     ("Right-hand side of instanceof", 'the right side is a type name: x instanceof "array"'),
-    (r"\w+\(\) id '.*' must match", "an id starts with a letter or digit and has at most 63 of letters, digits, space . _ -"),
+    (r"\w+\(\) id '.*' must match", "an id is 1 to 63 letters, digits, spaces, dots, _ or -; first a letter or digit"),
     ("Step id '.*' is used twice", "build ids from the element: \"build ${i}\""),
     (r"range\(\)", "range(end), range(start, end) or range(start, end, step), all integers"),
 )  # fmt: skip

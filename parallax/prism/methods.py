@@ -250,8 +250,7 @@ class Members:
             return array([*xs, *(x for piece in pieces for x in piece)])
 
         def push(xs: Array, *more: Value) -> Array:
-            meter.array_size(len(xs) + len(more))
-            return array([*xs, *more])
+            return meter.pushed(xs, more)
 
         def index_of(xs: Array, value: Value) -> float:
             return float(next((i for i, x in enumerate(xs) if equal_peeled(x, value)), -1))

@@ -142,7 +142,8 @@ class Printer:
         return "_"
 
     def do_Interpolated(self, node: n.Interpolated) -> str:  # noqa: N802
-        many = any(isinstance(part, str) and "\n" in part for part in node.parts) and not self.inline
+        text = "".join(part for part in node.parts if isinstance(part, str))
+        many = "\n" in text.rstrip("\n") and not self.inline
         quote = "`" if many else '"'
         self.inline += 1
         parts = [escaped(part, quote) if isinstance(part, str) else f"${{{self.expr(part)}}}" for part in node.parts]

@@ -105,7 +105,7 @@ class Machine:
         self.printed = [0, 0]
         self.started = self.yielded = time.monotonic()
         self.members = Members(self.meter)
-        self.words = Words(self.meter, host, self.call, self.settled, self.place)
+        self.words = Words(self.meter, host, self.call, self.settled, self.place, self.tell_effect)
         self.modules: dict[str, dict[str, Value]] = {}
         self.importing: list[str] = []
         table = {
@@ -316,9 +316,16 @@ class Machine:
         """Run a builtin with callbacks, without waiting as long as no callback waits."""
         value: Value = None
         meter = self.meter
+        send = steps.send
         try:
             while True:
-                value = self.step(steps.send(value), depth)
+                request = send(value)
+                function = request[0]
+                if function.arity == 1 and type(request) is tuple:  # most callbacks
+                    meter.nodes += 1
+                    value = function.call(depth, request[1][0])
+                else:
+                    value = self.step(request, depth)
                 if type(value) is CoroutineType:
                     return self.drive_waiting(steps, value, depth)
                 if meter.nodes > meter.stop:
@@ -473,6 +480,10 @@ class Machine:
     def trace(self, kind: str, detail: str, path: str, line: int, column: int) -> None:
         if self.trace_to is not None:
             self.trace_to(TraceEvent(kind=kind, detail=detail, span=Span(path, line, column)))
+
+    def tell_effect(self, word: str, key: str, span: Span) -> None:
+        if self.trace_to is not None:
+            self.trace_to(TraceEvent(kind="effect", detail=word, span=span, key=key))
 
     # --- modules ---
 

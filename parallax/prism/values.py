@@ -87,6 +87,9 @@ class Function:
         self.arity = least if not builtin and least == most else -1
 
 
+_FLAT = frozenset((float, str, bool, type(None), Function))
+
+
 def fail(message: str) -> PrismRuntimeError:
     return PrismRuntimeError(message)
 
@@ -141,19 +144,22 @@ class Meter:
         if length > self.limits.array_size:
             exceeded("array size", self.limits.array_size, length)
         self.grow(SLOT * length + STRING_OVERHEAD)
-        depth = 0
-        for item in result:
-            kind = type(item)
-            if kind is float or kind is str:
-                continue
-            if kind is Array or kind is Object:
-                if item.depth > depth:
-                    depth = item.depth
-            elif kind is Confident:
-                depth = max(depth, depth_of(item))
+        depth = 0 if _FLAT.issuperset(map(type, result)) else max(map(depth_of, result))
         result.depth = depth + 1
         if depth >= self.limits.value_nesting:
             exceeded("value nesting", self.limits.value_nesting, depth + 1)
+        return result
+
+    def pushed(self, items: Array, more: tuple[Value, ...]) -> Array:
+        """A longer copy; how deep the old items nest is known."""
+        length = len(items) + len(more)
+        self.array_size(length)
+        self.grow(SLOT * length + STRING_OVERHEAD)
+        result = Array(items)
+        result.extend(more)
+        result.depth = max(items.depth, 1 + max(map(depth_of, more), default=0))
+        if result.depth > self.limits.value_nesting:
+            exceeded("value nesting", self.limits.value_nesting, result.depth)
         return result
 
     def object(self, entries: dict[str, Value]) -> Object:
@@ -162,11 +168,7 @@ class Meter:
         if length > self.limits.object_size:
             exceeded("object size", self.limits.object_size, length)
         self.grow(4 * SLOT * length + 2 * STRING_OVERHEAD)
-        depth = 0
-        for item in result.values():
-            kind = type(item)
-            if kind is not float and kind is not str and kind is not bool and item is not None:
-                depth = max(depth, depth_of(item))
+        depth = 0 if _FLAT.issuperset(map(type, result.values())) else max(map(depth_of, result.values()))
         result.depth = depth + 1
         result.step = None
         if depth >= self.limits.value_nesting:

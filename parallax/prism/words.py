@@ -80,12 +80,14 @@ class Words:
         call: Callable[..., Value],
         settle: Callable[[Value], Any],
         place: Callable[[], Span],
+        tell: Callable[[str, str, Span], None],
     ) -> None:
         self.meter = meter
         self.host = host
         self.call = call
         self.settle = settle
         self.place = place
+        self.tell = tell
         self.ids: set[str] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.count = 0
@@ -229,6 +231,7 @@ class Words:
 
     async def perform(self, kind: str, key: str, request: Json, span: Span) -> Outcome:
         assert self.host is not None
+        self.tell(kind, key, span)
         self.count += 1
         if self.count > self.meter.limits.effects:
             exceeded("effects total", self.meter.limits.effects, self.count, span)

@@ -51,7 +51,7 @@ xs = [1 2]
 let s = ```a```
 max()
 totl == 3
-[1].push(2)
+totl.push(2)
 break
 let y = 'open
 let z = 1 & 2
@@ -62,7 +62,7 @@ let z = 1 & 2
         ("error", 3, 8, "Expected expression"),
         ("error", 4, 8, "Expected ']' after array elements"),
         ("warning", 5, 8, "Triple-backtick string: a Markdown fence inside ends it; use single backticks"),
-        ("warning", 6, 0, "max() takes at least 1 arguments, got 0"),
+        ("warning", 6, 0, "max() takes at least 1 argument, got 0"),
         ("warning", 7, 0, "The result of this comparison is not used"),
         ("warning", 8, 0, "The result of push() is not used"),
         ("error", 9, 0, "'break' is not inside a loop"),

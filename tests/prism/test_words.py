@@ -135,7 +135,7 @@ async def test_the_limit_of_parallel_holds() -> None:
 
 async def test_the_first_error_cancels_the_other_branches() -> None:
     host = FakeHost(lambda e: Outcome(error="broke") if e.kind == "assign" else None)
-    with pytest.raises(PrismHostError, match="^broke$"):
+    with pytest.raises(PrismHostError, match=r"^broke$"):
         await run('parallel([() => sleep(1000), () => { assign("a", "b") }], {id: "p"})', host)
     assert host.effects[-1].request == {"word": "parallel", "branches": 2, "winner": None, "failed": 1}
 
