@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from parallax.errors import UsageError
+from parallax.events import EVENT_TYPES
 from parallax.models import ExecutionState
 from tests.conftest import Team, TeamFactory, git
 
@@ -340,3 +341,29 @@ async def test_an_unknown_role_in_a_program_is_named_with_those_that_exist(team:
         done = await t.run(ORG + 'assign("enginer", "x", {id: "w"})')
         assert done.state == ExecutionState.FAILED
         assert "no role fits 'enginer' (roles: lead, engineer, reviewer)" in (done.reason or "")
+
+
+async def test_every_event_tells_what_the_table_of_events_says(team: TeamFactory) -> None:
+    engineer = [
+        ("conflicts with work", [edit("ONE\nTWO\n", "notes.txt"), answer()]),
+        ("sent back", RIGHT),
+        (
+            "first",
+            [{"ask": {"text": "Sure?"}}, edit("ONE\n", "notes.txt"), {"usage": {"input": 1, "output": 1}}, answer()],
+        ),
+        ("second", [edit("TWO\n", "notes.txt"), {"run": ["true"]}, answer()]),
+        ("make it", WRONG),
+    ]
+    roles = script(engineer=engineer, lead=[answer("yes")], reviewer=[answer("good", verdict="approve")])
+    async with team(roles) as t:
+        done = await t.run(
+            ORG + 'parallel(["first", "second"], (task, i) => assign("engineer", task, {id: "part ${i}"}))\n'
+            'const work = assign("engineer", "make it 42", {id: "fix", verify: "quick", review: {role: "reviewer"}})\n'
+            'print("x")\nreturn integrate(null, {id: "all", verify: "full"})'
+        )
+        assert done.state == ExecutionState.SUCCEEDED, done.reason
+        seen = set()
+        for event in await t.events(done):
+            seen.add(event.type)
+            assert set(event.data) <= set(EVENT_TYPES[event.type]), event
+        assert len(seen) >= 24, sorted(seen)
