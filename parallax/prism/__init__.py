@@ -28,12 +28,12 @@ from .host import Host as Host
 from .host import Json as Json
 from .host import Outcome as Outcome
 from .limits import Limits as Limits
+from .machine import Evaluation as Evaluation
+from .machine import TraceEvent as TraceEvent
 from .modules import Program as Program
 from .modules import checked_tree, gather, make_program
 from .printer import unparse as unparse
-from .runtime import Evaluation as Evaluation
 from .runtime import PrismRuntime as PrismRuntime
-from .runtime import TraceEvent as TraceEvent
 from .runtime import evaluate as evaluate
 from .statements import parse_program
 

@@ -1,98 +1,34 @@
 """The orchestration words of section 11: what a program can ask of its host.
 
 Each word checks its arguments at once, then takes its step id, then needs a host; only then it returns a coroutine
-that performs the effect. A key is the id or the call path: the branch, the word and how often the branch has used it,
-which is the same in every run that takes the same course.
+that performs the effect. The table at the top is all that a program can name.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
-import re
-from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
-from typing import Any
+from collections.abc import Callable
 
-from .errors import PrismCancelled, PrismError, PrismHostError, PrismRuntimeError, PrismThrow, Span
+from .branches import Branches
+from .effects import Options
+from .errors import PrismHostError
 from .helpers import step_of
-from .host import Effect, Host, Json, Outcome
-from .limits import exceeded
+from .host import Json
 from .values import (
     Array,
     Confident,
     Function,
-    Meter,
     Object,
-    Promise,
     Value,
-    confidence_of,
     fail,
     from_plain,
     peel,
-    plain_number,
     tag,
-    text_of,
 )
 
-ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}")
-Waiting = Coroutine[Any, Any, Value]
-Options = dict[str, Value]
 
-
-class FatalHostError(PrismHostError):
-    """A failed effect that the host will not let the program catch."""
-
-
-class Branch:
-    """One line of execution: the main one, or a branch of `parallel` or `race`."""
-
-    __slots__ = ("chain", "counts", "dead", "outer", "prefix")
-
-    def __init__(self, prefix: str = "", chain: tuple[tuple[str, int], ...] = (), outer: Branch | None = None) -> None:
-        self.prefix = prefix
-        self.chain = chain
-        self.outer = outer
-        self.counts: dict[str, int] = {}
-        self.dead = False  # lost or stopped: its `finally` blocks may run, but order nothing
-
-    def next(self, word: str) -> str:
-        count = self.counts[word] = self.counts.get(word, 0) + 1
-        return f"{self.prefix}{word}#{count}"
-
-    def stopped(self) -> bool:
-        line: Branch | None = self
-        while line is not None and not line.dead:
-            line = line.outer
-        return line is not None
-
-
-_current: ContextVar[Branch] = ContextVar("prism_branch")
-
-
-class Words:
+class Words(Branches):
     """The words of one run."""
-
-    def __init__(
-        self,
-        meter: Meter,
-        host: Host | None,
-        call: Callable[..., Value],
-        settle: Callable[[Value], Any],
-        place: Callable[[], Span],
-        tell: Callable[[str, str, Span], None],
-    ) -> None:
-        self.meter = meter
-        self.host = host
-        self.call = call
-        self.settle = settle
-        self.place = place
-        self.tell = tell
-        self.ids: set[str] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.count = 0
-        self.stopped = False
-        self.effects_seen = False
 
     def table(self) -> dict[str, Value]:
         names: dict[str, Callable[..., Value]] = {
@@ -118,154 +54,6 @@ class Words:
             "org": self.org,
         }
         return {name: Function(name, call) for name, call in names.items()}
-
-    def branch(self) -> Branch:
-        return _current.get()
-
-    @staticmethod
-    def enter(branch: Branch) -> None:
-        _current.set(branch)
-
-    # --- arguments ---
-
-    @staticmethod
-    def count_args(word: str, args: tuple[Value, ...], least: int, most: int, words: str) -> None:
-        if not least <= len(args) <= most:
-            counts = f"{least} or {most} arguments" if least else f"at most {most} argument{'s' if most > 1 else ''}"
-            raise fail(f"{word}() requires {counts}: {words}")
-
-    @staticmethod
-    def options(word: str, args: tuple[Value, ...], place: int) -> Options:
-        given = peel(args[place]) if len(args) > place else None
-        if given is None:
-            return {}
-        if type(given) is not Object:
-            raise fail(f"{word}() options must be an object")
-        return {key: peel(value) for key, value in given.items() if peel(value) is not None}
-
-    @staticmethod
-    def check_id(word: str, options: Options) -> None:
-        value = options.get("id")
-        if value is None:
-            return
-        if type(value) is not str:
-            raise fail(f"{word}() id must be a string")
-        if not ID.fullmatch(value):
-            raise fail(f"{word}() id '{value}' must match [A-Za-z0-9][A-Za-z0-9 ._-]{{0,62}}")
-
-    def take_id(self, word: str, options: Options) -> str:
-        """The key of this effect; an id counts as used from here on."""
-        value = options.get("id")
-        if value is not None:
-            if value in self.ids:
-                raise fail(f"Step id '{value}' is used twice")
-            self.ids.add(value)
-        if self.host is None:
-            if word == "llm":
-                provider = options.get("provider")
-                raise fail(
-                    f"LLM provider '{provider}' not found" if provider is not None else "No LLM provider configured"
-                )
-            raise fail(f"No host: '{word}' needs one")
-        branch = self.branch()
-        if self.stopped or branch.stopped():
-            raise PrismCancelled("The run was stopped")
-        self.effects_seen = True
-        return value if value is not None else branch.next(word)
-
-    def json(self, word: str, value: Value) -> Json:
-        """A request is strict JSON; a confident value inside becomes `{value, confidence}`."""
-        kind = type(value)
-        if kind is float:
-            if not math.isfinite(value):
-                raise fail(f"{word}() cannot send {text_of(value, self.meter)}")
-            return plain_number(value)
-        if kind is Array:
-            return [self.json(word, item) for item in value]
-        if kind is Object:
-            return {key: self.json(word, item) for key, item in value.items()}
-        if kind is Confident:
-            return {"value": self.json(word, value.value), "confidence": plain_number(value.confidence)}
-        if kind is Function or kind is Promise:
-            raise fail(f"{word}() cannot send a {tag(value)}")
-        return value
-
-    def sent_options(
-        self, word: str, options: Options, refs: tuple[str, ...] = ("input",), drop: tuple[str, ...] = ()
-    ) -> Json:
-        return {
-            key: self.ref(word, value) if key in refs else self.json(word, value)
-            for key, value in options.items()
-            if key != "id" and key not in drop
-        }
-
-    def ref(self, word: str, value: Value) -> Json:
-        """A result as it is passed on: its step, value and confidence."""
-        confidence = plain_number(value.confidence) if type(value) is Confident else None
-        inner = peel(value)
-        step = step_of(value)
-        if (
-            type(inner) is Object
-            and step is not None
-            and inner.step == step
-            and "value" in inner
-            and type(value) is not Confident
-        ):
-            confidence = self.json(word, peel(inner.get("confidence")))
-            inner = peel(inner["value"])
-        return {"step": step, "value": self.json(word, inner), "confidence": confidence}
-
-    @staticmethod
-    def raw_options(args: tuple[Value, ...], place: int) -> Object | None:
-        given = peel(args[place]) if len(args) > place else None
-        return given if type(given) is Object else None
-
-    def with_refs(self, args: tuple[Value, ...], place: int, options: Options) -> Options:
-        """`input` keeps its confidence and its step, which looking through a layer would lose."""
-        raw = self.raw_options(args, place)
-        if raw is not None and "input" in options:
-            options["input"] = raw["input"]
-        return options
-
-    # --- performing ---
-
-    async def perform(self, kind: str, key: str, request: Json, span: Span) -> Outcome:
-        assert self.host is not None
-        self.tell(kind, key, span)
-        self.count += 1
-        if self.count > self.meter.limits.effects:
-            exceeded("effects total", self.meter.limits.effects, self.count, span)
-        outcome = await self.host.perform(
-            Effect(kind=kind, key=key, request=request, span=span, branch=self.branch().chain)
-        )
-        self.meter.base = self.meter.nodes  # a new activation
-        if self.stopped:
-            raise PrismCancelled("The run was stopped", span=span)
-        if outcome.error is not None:
-            message = outcome.error
-            if kind == "llm" and not message.startswith(("LLM ", "No LLM ")):
-                message = f"LLM call failed: {message}"
-            raise (PrismHostError if outcome.catchable else FatalHostError)(
-                message, catchable=outcome.catchable, span=span
-            )
-        level = outcome.confidence
-        if level is not None and (type(level) not in (int, float) or not 0 <= level <= 1):
-            raise fail(f"{kind}() reported confidence must be a number between 0 and 1")
-        return outcome
-
-    async def effect(
-        self, word: str, key: str, request: Json, *, confident: bool = False, workspace: bool = False
-    ) -> Value:
-        outcome = await self.perform(word, key, request, self.place())
-        value = from_plain(outcome.value, self.meter)
-        if outcome.confidence is None and not confident:
-            return value
-        result = self.meter.confident(value, 1.0 if outcome.confidence is None else float(outcome.confidence))
-        if workspace:
-            result.step = key
-        return result
-
-    # --- words ---
 
     def name_or_selector(self, word: str, what: str, value: Value) -> Json:
         inner = peel(value)
@@ -564,177 +352,3 @@ class Words:
             "escalation": self.json("org", options.get("escalation")),
         }
         return self.quietly("org", key, request)
-
-    # --- branches ---
-
-    def branches(self, word: str, args: tuple[Value, ...]) -> tuple[list[tuple[Function, tuple[Value, ...]]], Options]:
-        source = peel(args[0]) if args else None
-        if type(source) is not Array:
-            raise fail(f"{word}() requires an array, got {tag(source)}")
-        function = args[1] if len(args) > 1 and word == "parallel" and type(peel(args[1])) is Function else None
-        place = 2 if function is not None else 1
-        if len(args) > place + 1:
-            raise fail(f"{word}() requires an array and optional options")
-        options = self.options(word, args, place)
-        if function is not None:
-            most = peel(function).most
-            return [
-                (function, (x, float(i))[: 2 if most is None else most] if not peel(function).builtin else (x,))
-                for i, x in enumerate(source)
-            ], options
-        for index, item in enumerate(source):
-            if type(peel(item)) is not Function:
-                raise fail(f"{word}() branch {index} must be a function, got {tag(peel(item))}")
-        return [(item, ()) for item in source], options
-
-    def parallel(self, depth: int, *args: Value) -> Value:
-        branches, options = self.branches("parallel", args)
-        limit = options.get("limit")
-        if limit is not None and (
-            type(limit) is not float or not math.isfinite(limit) or limit < 1 or limit != int(limit)
-        ):
-            raise fail("parallel() limit must be an integer of at least 1")
-        on_error = options.get("onError", "fail")
-        if on_error not in ("fail", "collect"):
-            raise fail('parallel() onError must be one of "fail", "collect"')
-        self.check_id("parallel", options)
-        key = self.take_id("parallel", options)
-        most = self.meter.limits.concurrent
-        return self.run_parallel(depth, key, branches, min(most, int(limit or most)), collect=on_error == "collect")
-
-    def race(self, depth: int, *args: Value) -> Value:
-        branches, options = self.branches("race", args)
-        least = options.get("minConfidence", 0.0)
-        if type(least) is not float or not 0 <= least <= 1:
-            raise fail("race() minConfidence must be a number between 0 and 1")
-        self.check_id("race", options)
-        return self.run_race(depth, self.take_id("race", options), branches, least)
-
-    def recall(self, key: str) -> dict[str, Any] | None:
-        """The course that a journal holds for a join."""
-        assert self.host is not None
-        outcome = self.host.recall(key)
-        return outcome.value or {} if outcome is not None else None
-
-    async def run_branch(self, depth: int, branch: tuple[Function, tuple[Value, ...]], mine: Branch) -> Value:
-        """Run one branch, in a task of its own, as the line `mine`."""
-        _current.set(mine)
-        function, args = branch
-        return await self.settle(self.call(function, depth, *args))
-
-    async def run_parallel(
-        self, depth: int, key: str, branches: list[tuple[Function, tuple[Value, ...]]], limit: int, *, collect: bool
-    ) -> Value:
-        span = self.place()
-        course = self.recall(key)
-        only = None if course is None else course.get("failed")
-        indexes = range(len(branches)) if only is None else [int(only)]
-        results: list[Value] = [None] * len(branches)
-        errors: dict[int, PrismError] = {}
-        gate = asyncio.Semaphore(limit)
-
-        async def one(index: int, mine: Branch) -> bool:
-            async with gate:
-                try:
-                    results[index] = await self.run_branch(depth, branches[index], mine)
-                    return False
-                except PrismError as error:
-                    errors[index] = error
-                    if (
-                        collect
-                        and isinstance(error, PrismRuntimeError | PrismHostError)
-                        and not isinstance(error, FatalHostError)
-                    ):
-                        results[index] = self.failed_record(error)
-                        return False
-                    return True
-
-        stopped = await self.together(key, list(indexes), one)
-        failed = stopped[0] if stopped else None
-        self.raise_fatal(errors)
-        if course is None:
-            request = {"word": "parallel", "branches": len(branches), "winner": None, "failed": failed}
-            await self.perform("join", key, request, span)
-        if failed is not None:
-            raise errors[failed]
-        return self.meter.array(results)
-
-    def failed_record(self, error: PrismError) -> Object:
-        return self.meter.object(
-            {"agent": None, "value": None, "confidence": 0.0, "error": error_text(error, self.meter)}
-        )
-
-    @staticmethod
-    def raise_fatal(errors: dict[int, PrismError]) -> None:
-        for error in errors.values():
-            if isinstance(error, FatalHostError) or not isinstance(error, PrismRuntimeError | PrismHostError):
-                raise error
-
-    async def run_race(
-        self, depth: int, key: str, branches: list[tuple[Function, tuple[Value, ...]]], least: float
-    ) -> Value:
-        span = self.place()
-        course = self.recall(key)
-        results: dict[int, Value] = {}
-        errors: dict[int, PrismError] = {}
-
-        async def one(index: int, mine: Branch) -> bool:
-            try:
-                value = await self.run_branch(depth, branches[index], mine)
-            except PrismError as error:
-                errors[index] = error
-                return isinstance(error, FatalHostError) or not isinstance(error, PrismRuntimeError | PrismHostError)
-            results[index] = value
-            return confidence_of(value) >= least
-
-        if course is not None:
-            winner = course.get("winner")
-            if winner is not None:
-                await self.together(key, [int(winner)], one)
-                self.raise_fatal(errors)
-                if int(winner) not in results:
-                    raise errors[int(winner)]
-        else:
-            stopped = await self.together(key, list(range(len(branches))), one)
-            self.raise_fatal(errors)
-            winner = stopped[0] if stopped else None
-            request = {"word": "race", "branches": len(branches), "winner": winner, "failed": None}
-            await self.perform("join", key, request, span)
-        return self.meter.confident(None, 0.0) if winner is None else results[int(winner)]
-
-    async def together(
-        self, key: str, indexes: list[int], one: Callable[[int, Branch], Coroutine[Any, Any, bool]]
-    ) -> list[int]:
-        """Run branches at once; the first that answers True ends the others. Gives it, if any."""
-        outer = self.branch()
-        if len(indexes) > 1_000 * self.meter.limits.concurrent:
-            exceeded("concurrent", 1_000 * self.meter.limits.concurrent, len(indexes))
-        stopped: list[int] = []
-        lines = {index: Branch(f"{key}[{index}]/", (*outer.chain, (key, index)), outer) for index in indexes}
-        tasks: dict[int, asyncio.Task[None]] = {}
-
-        async def watch(index: int) -> None:
-            if await one(index, lines[index]) and not stopped:
-                stopped.append(index)
-                for other, task in tasks.items():
-                    if other != index:
-                        lines[other].dead = True
-                        task.cancel()
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for index in indexes:
-                    tasks[index] = group.create_task(watch(index))
-                    self.tasks.add(tasks[index])
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            for line in lines.values():
-                line.dead = True
-            self.tasks.difference_update(tasks.values())
-        return stopped
-
-
-def error_text(error: PrismError, meter: Meter) -> str:
-    """What `catch` would bind, as text."""
-    return text_of(error.value, meter) if isinstance(error, PrismThrow) else error.message
