@@ -277,6 +277,10 @@ class ExecutionEngine:
         execution = await self._store.execution(execution_id)
         if execution.state.final:
             raise ConflictError(f"execution '{execution_id}' has ended already ({execution.state})")
+        if execution.state is ExecutionState.NEEDS_ATTENTION:
+            execution = await self.release(
+                execution_id
+            )  # it ends as any other: with its agents gone and its end recorded
         running = self._running.get(execution_id)
         if running is None:
             raise ConflictError(f"execution '{execution_id}' does not run in this server")
@@ -299,6 +303,23 @@ class ExecutionEngine:
             if running.begun:  # a task that is cancelled before its first step would never run, nor record its end
                 running.task.cancel()
         return await self._store.execution(execution_id)
+
+    async def release(self, execution_id: str) -> Execution:
+        """A person lets an execution that needed attention go on; its recoveries are counted anew."""
+        execution = await self._store.execution(execution_id)
+        if execution.state is not ExecutionState.NEEDS_ATTENTION:
+            raise ConflictError(
+                f"execution '{execution_id}' is {execution.state}; only what needs attention is released"
+            )
+        changes = [
+            guard(execution_id, execution.epoch),
+            set_execution(execution_id, state=str(ExecutionState.RUNNING), reason=None, recoveries=0),
+        ]
+        await self._store.commit(Change(changes))
+        released = await self._store.execution(execution_id)
+        if self._runs:
+            self._begin(released)
+        return released
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -325,7 +346,8 @@ class ExecutionEngine:
             await self._kept(execution, self._park(execution, f"{type(error).__name__}: {error}"))
         finally:
             await self._kept(execution, self._supervisor.release(execution.id))
-            self._running.pop(execution.id, None)
+            if self._running.get(execution.id) is running:  # it may have been released and begun anew meanwhile
+                del self._running[execution.id]
 
     async def _kept(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
         """Do it to its end; when the store refuses, say so and leave the execution to the next start."""

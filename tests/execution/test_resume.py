@@ -141,6 +141,22 @@ async def test_an_execution_that_gets_nowhere_in_five_recoveries_is_parked_and_i
             while (parked := await t.parallax.store.execution(stuck.id)).state != ExecutionState.NEEDS_ATTENTION:
                 await asyncio.sleep(0.02)
         assert parked.reason == "5 recoveries without a new result"
+        await t.parallax.engine.release(stuck.id)
+        await until(t, stuck, "execution.resumed", None)  # type: ignore[arg-type]
+        async with asyncio.timeout(10):
+            while not t.parallax.desk._waiting:
+                await asyncio.sleep(0.02)
+        (question,) = await t.parallax.store.questions(states=("with_person",))
+        await t.parallax.desk.answer(question.id, "released")
+        assert (await t.finish(stuck)).result == "released"
+
+
+async def test_what_needs_attention_can_be_cancelled(team: TeamFactory) -> None:
+    async with team(SLOW_SECOND, failpoints="result.before_commit=raise@1") as t:
+        execution = await t.start("return now()")
+        await until(t, execution, "execution.needs_attention", None)  # type: ignore[arg-type]
+        await t.parallax.engine.cancel(execution.id, "a test")
+        assert (await t.finish(execution)).state == ExecutionState.CANCELLED
 
 
 async def test_printed_lines_are_not_told_twice(team: TeamFactory) -> None:
