@@ -17,8 +17,8 @@ def short(execution_id: str) -> str:
     return execution_id[-6:]
 
 
-def print_closing(console: Console, execution: dict[str, Any], *, offered: bool = True) -> None:
-    """How it ended, or how it stands."""
+def print_closing(console: Console, execution: dict[str, Any], *, offered: bool = True, fresh: bool = True) -> None:
+    """How it ended, or how it stands; `fresh` when it ended just now, before anybody could land it."""
     state = execution["state"]
     console.print()
     if execution["ended_at"]:
@@ -33,7 +33,7 @@ def print_closing(console: Console, execution: dict[str, Any], *, offered: bool 
         console.print(styled(f"  {execution['reason']}"))
     if execution["confidence"] is not None:
         console.print(styled("  confidence ", (f"{execution['confidence']:.2f}", "bold"), f"  {why(execution)}"))
-    print_branches(console, execution)
+    print_branches(console, execution, fresh=fresh)
     if not execution["final"] and execution["questions_waiting"]:
         console.print(styled(("  it waits for your answer: parallax questions", "yellow")))
     if offered and state in {"succeeded", "partial"} and execution["branches"]:
@@ -49,7 +49,7 @@ def why(execution: dict[str, Any]) -> str:
     return f"{last['why']}, in step {last['step']}"
 
 
-def print_branches(console: Console, execution: dict[str, Any]) -> None:
+def print_branches(console: Console, execution: dict[str, Any], *, fresh: bool) -> None:
     """Branches with their diff stat, the result first."""
     branches = sorted(execution["branches"], key=lambda b: not b["branch"].endswith("/result"))
     width = max((len(b["branch"]) for b in branches), default=0)
@@ -60,9 +60,10 @@ def print_branches(console: Console, execution: dict[str, Any]) -> None:
             styled("  ", (b["branch"].ljust(width), bold), f"  {files:>8}  ", (f"+{b['insertions']}", "green"), " ",
                    (f"-{b['deletions']}", "red"))
         )  # fmt: skip
-    if execution["repo"] and execution["final"]:
-        base = execution["base_branch"] or "your checkout"
-        console.print(styled((f"  {base} is untouched at {(execution['base'] or '')[:10]}", "dim")))
+    if execution["repo"]:
+        base, commit = execution["base_branch"] or "your checkout", (execution["base"] or "")[:10]
+        told = f"{base} is untouched at {commit}" if fresh and execution["final"] else f"begun from {base} at {commit}"
+        console.print(styled((f"  {told}", "dim")))
 
 
 def _print_next(console: Console, execution: dict[str, Any]) -> None:

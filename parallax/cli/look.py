@@ -102,7 +102,7 @@ def _print_execution(console: Any, execution: dict[str, Any], *, why: bool) -> N
         )
         if why:
             _print_why(console, step)
-    print_closing(console, execution, offered=not why)
+    print_closing(console, execution, offered=not why, fresh=False)
 
 
 def _print_why(console: Any, step: dict[str, Any]) -> None:
@@ -129,9 +129,8 @@ def _print_why(console: Any, step: dict[str, Any]) -> None:
             )
         )
     if step.get("commit"):
-        console.print(
-            styled(("    commit     ", "dim"), f"{step['commit'][:10]} on {step['branch']}, {step['turns']} turns")
-        )
+        turns = f", after {step['turns']} turns" if step["turns"] > 1 else ""
+        console.print(styled(("    commit     ", "dim"), f"{step['commit'][:10]} on {step['branch']}{turns}"))
 
 
 def logs(
@@ -187,7 +186,7 @@ def diff(
         if as_json:
             print_json({"execution": execution_id, "diff": text})
         else:
-            sys.stdout.write(text)
+            sys.stdout.write(text if not text or text.endswith("\n") else text + "\n")
 
     _with_client(work)
 
@@ -228,9 +227,22 @@ def land(
         if as_json:
             print_json(landed)
         else:
-            out().print(f"landed: {landed['branch']} is now at {landed['commit'][:10]}")
+            out().print(_landed(landed))
 
     _with_client(work)
+
+
+def _landed(landed: dict[str, Any]) -> str:
+    commit = landed["sha"][:10]
+    match landed["how"]:
+        case "nothing":
+            return f"nothing to land: {landed['branch']} has it already (at {commit})"
+        case "created":
+            return f"landed: the new branch {landed['branch']} is at {commit}; `git switch {landed['branch']}` shows it"
+        case how:
+            files = f"{landed['files']} file{'s' * (landed['files'] != 1)}"
+            merged = " by a merge" if how == "merge" else ""
+            return f"landed: {landed['branch']} is at {commit} now{merged}, {files} changed"
 
 
 def _with_client(work: Any, *, run: bool = False) -> None:
