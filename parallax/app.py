@@ -158,7 +158,8 @@ class Parallax:
         settings = self.settings
         if type_ == "scripted" and settings.agent_script is not None and not settings.agent_script.is_file():
             return f"the agent script {settings.agent_script} (PARALLAX_AGENT_SCRIPT) is not there"
-        return catalogue.probe(type_, script=settings.agent_script).problem
+        environment = settings.provider_environment()
+        return catalogue.probe(type_, environ=environment, script=settings.agent_script).problem
 
     def _open_client(self, session: AgentSession) -> AgentClient:
         found = catalogue.find(session.type, script=self.settings.agent_script, ledger=self.settings.scripted_ledger)

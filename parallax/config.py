@@ -67,6 +67,11 @@ class Settings(BaseSettings):
         """Where workspaces and mirrors live."""
         return self.workspaces_dir or self.data_dir / "workspaces"
 
+    def provider_environment(self) -> dict[str, str]:
+        """The environment with the providers' keys that `.env` names: where an account is looked for."""
+        keys = {"ANTHROPIC_API_KEY": self.anthropic_api_key, "OPENAI_API_KEY": self.openai_api_key}
+        return dict(os.environ) | {name: key.get_secret_value() for name, key in keys.items() if key is not None}
+
     @property
     def database(self) -> Path:
         """The SQLite file."""
