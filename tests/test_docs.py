@@ -12,7 +12,9 @@ from parallax.patterns.engine import load
 from parallax.patterns.plan import plan_of
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")] + sorted(ROOT.glob("docs/**/*.md"))
+DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")] + sorted(
+    ROOT.glob("docs/**/*.md")
+)
 
 
 def blocks(path: Path, language: str) -> list[str]:
