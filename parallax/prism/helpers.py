@@ -7,10 +7,10 @@ count. A chosen value keeps the step behind it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
-from .values import Array, Confident, Function, Meter, Object, Value, confidence_of, fail, peel, same, tag
+from .values import Array, Confident, Function, Meter, Object, Value, confidence_of, fail, identity, peel, same, tag
 
 EPSILON = 1e-9
 Table = dict[str, Value]
@@ -28,13 +28,14 @@ class Item(NamedTuple):
 class Group:
     """Items of one value."""
 
-    __slots__ = ("count", "first", "total", "value")
+    __slots__ = ("count", "first", "items", "total", "value")
 
     def __init__(self, item: Item) -> None:
         self.value = item.value
         self.first = item
         self.count = 0
         self.total = 0.0
+        self.items: list[Item] = []
 
 
 def step_of(value: Value) -> str | None:
@@ -52,15 +53,13 @@ def step_of(value: Value) -> str | None:
 
 
 def grouped(items: Iterable[Item]) -> list[Group]:
-    groups: list[Group] = []
+    groups: dict[Hashable, Group] = {}
     for item in items:
-        group = next((g for g in groups if same(g.value, item.value)), None)
-        if group is None:
-            group = Group(item)
-            groups.append(group)
+        group = groups.setdefault(identity(item.value), Group(item))
         group.count += 1
         group.total += item.confidence
-    return groups
+        group.items.append(item)
+    return list(groups.values())
 
 
 def leading(groups: list[Group]) -> Group:
@@ -182,7 +181,7 @@ class Helpers:
                 args[0], only and only.value, mean(items) if only else 0.0, only.first.step if only else None
             )
         if method == "weighted":
-            return self.weighted_vote(args[0], items, groups, weights)
+            return self.weighted_vote(args[0], groups, weights)
         top = leading(groups)
         if method == "majority" and top.count * 2 <= n:
             return self.result(args[0], None, 0.0)
@@ -197,14 +196,14 @@ class Helpers:
             if type(value) is not float or not value >= 0 or math.isinf(value):
                 raise fail(f"voting() weight for '{name}' must be a number of at least 0")
 
-    def weighted_vote(self, source: Value, items: list[Item], groups: list[Group], weights: Object | None) -> Value:
+    def weighted_vote(self, source: Value, groups: list[Group], weights: Object | None) -> Value:
         def weight(item: Item) -> float:
             if weights is None:
                 return item.confidence
             key = item.agent if type(item.agent) is str and item.agent in weights else "default"
             return float(peel(weights[key])) if key in weights else 1.0
 
-        pairs = [(group, math.fsum(weight(i) for i in items if same(i.value, group.value))) for group in groups]
+        pairs = [(group, math.fsum(map(weight, group.items))) for group in groups]
         total = math.fsum(w for _, w in pairs)
         top, most = heaviest(pairs)
         if total <= 0:
@@ -407,8 +406,7 @@ def distinct(items: list[Value], unique: bool | str) -> list[Value]:
     if unique is False:
         return items
     kept: list[Value] = []
-    marks: list[Value] = []
-    seen: set[Value] = set()
+    seen: set[Hashable] = set()
     for item in items:
         mark = peel(item)
         if type(unique) is str:
@@ -416,13 +414,8 @@ def distinct(items: list[Value], unique: bool | str) -> list[Value]:
                 kept.append(item)
                 continue
             mark = peel(mark[unique])
-        if type(mark) in (float, str):
-            if mark in seen and mark == mark:
-                continue
-            seen.add(mark)
-        elif any(same(mark, other) for other in marks):
-            continue
-        else:
-            marks.append(mark)
-        kept.append(item)
+        key = identity(mark)
+        if key not in seen:
+            seen.add(key)
+            kept.append(item)
     return kept

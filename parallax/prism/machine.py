@@ -232,7 +232,7 @@ class Machine:
         if used > self.limits.nodes:
             exceeded("evaluated nodes", self.limits.nodes, used)
         if self.host is not None:
-            meter.stop = meter.nodes  # the next function that can wait will
+            meter.stop = meter.nodes - 1  # whatever can wait next will
             return
         elapsed = time.monotonic() - self.started
         if elapsed > self.limits.wall_time_s:

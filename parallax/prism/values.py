@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from .errors import PrismRuntimeError
@@ -361,6 +361,22 @@ def same(left: Value, right: Value) -> bool:
     if kind is Promise:
         return False
     return bool(left == right)
+
+
+def identity(value: Value) -> Hashable:
+    """A key that two values share exactly if they are the same: groups of many values take one pass."""
+    kind = type(value)
+    if kind is float:
+        return value if value == value else object()
+    if kind is Array:
+        return (Array, *map(identity, value))
+    if kind is Object:
+        return (Object, frozenset((key, identity(item)) for key, item in value.items()))
+    if kind is Confident:
+        return (Confident, value.confidence, identity(value.value))
+    if kind is bool:
+        return (bool, value)
+    return object() if kind is Promise else value if kind is str or value is None else (kind, id(value))
 
 
 _LEADING = re.compile(r"\s*([+-]?(?:Infinity|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?))")
