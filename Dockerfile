@@ -12,6 +12,7 @@ RUN if ! command -v git >/dev/null; then \
 
 WORKDIR /app
 COPY requirements.lock pyproject.toml README.md ./
+ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python3 -m pip install --no-cache-dir --require-hashes -r requirements.lock
 COPY parallax ./parallax
 COPY patterns ./patterns
