@@ -120,6 +120,10 @@ class Client:
         """Cancel an execution."""
         return await self._json("POST", f"/api/executions/{_quoted(execution_id)}/cancel")
 
+    async def resume(self, execution_id: str) -> dict[str, Any]:
+        """Let an execution that needs attention go on."""
+        return await self._json("POST", f"/api/executions/{_quoted(execution_id)}/resume")
+
     async def diff(self, execution_id: str, *, stat: bool = False, branch: str | None = None) -> str:
         """What an execution changed."""
         params: dict[str, Any] = {"stat": stat} | ({} if branch is None else {"branch": branch})

@@ -36,6 +36,14 @@ def print_closing(console: Console, execution: dict[str, Any], *, offered: bool 
     print_branches(console, execution, fresh=fresh)
     if not execution["final"] and execution["questions_waiting"]:
         console.print(styled(("  it waits for your answer: parallax questions", "yellow")))
+    if state == "needs_attention":
+        name = short(execution["id"])
+        console.print()
+        print_commands(
+            console,
+            (f"parallax resume {name}", "go on, when the cause is gone"),
+            (f"parallax cancel {name}", "end it; its finished branches stay"),
+        )
     if offered and state in {"succeeded", "partial"} and execution["branches"]:
         _print_next(console, execution)
 

@@ -128,6 +128,7 @@ class Story:
 
     def _on_execution_resumed(self, event: StreamEvent) -> None:
         self.agents.clear()
+        self.ended = None
         kept = event.data["finished"]
         names = f": {', '.join(kept)}" if kept else ""
         count = f"{len(kept)} finished step{'s are' if len(kept) != 1 else ' is'} kept"

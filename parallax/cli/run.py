@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(run)
     app.command()(watch)
+    app.command()(resume)
 
 
 def run(
@@ -73,6 +74,11 @@ def watch(execution: ExecutionArg = None, as_json: JsonFlag = False) -> None:
     Without a server one is embedded, and every unfinished execution of this data directory goes on.
     """
     raise typer.Exit(interruptible(_watch(execution, as_json=as_json)))
+
+
+def resume(execution: ExecutionArg = None, as_json: JsonFlag = False) -> None:
+    """Let an execution that needs attention go on, and follow it."""
+    raise typer.Exit(interruptible(_watch(execution, as_json=as_json, release=True)))
 
 
 def pattern_name(pattern: str) -> str:
@@ -128,13 +134,15 @@ async def _run(body: dict[str, Any], *, yes: bool, detach: bool, as_json: bool) 
         return await following.follow(connection, execution["id"], as_json=as_json)
 
 
-async def _watch(given: str | None, *, as_json: bool) -> int:
+async def _watch(given: str | None, *, as_json: bool, release: bool = False) -> int:
     from parallax.cli.connection import connect, resolve
     from parallax.config import load
 
     following = Following()
     async with following.told(), connect(load(), run=True) as connection:
         execution_id = await resolve(connection.client, given)
+        if release:
+            await connection.client.resume(execution_id)
         return await following.follow(connection, execution_id, as_json=as_json)
 
 
@@ -227,12 +235,16 @@ async def follow_events(connection: Connection, execution_id: str, story: Story)
     """Feed a story until the execution has ended, waits for a person's decision about it, or the server is gone."""
     from parallax.client import Disconnected
 
+    client = connection.client
     try:
-        async with aclosing(connection.client.events(execution_id, story.last_seq)) as events:
-            async for event in events:
+        async with aclosing(client.events(execution_id, story.last_seq)) as events:
+            async for event in events:  # after the last event of an execution the stream ends by itself
                 story.take(event)
-                if story.ended is not None:
+                if story.ended != "needs_attention":
+                    continue
+                if (await client.execution(execution_id))["state"] == "needs_attention":
                     return
+                story.ended = None  # it was let go on since
     except Disconnected:
         return
 

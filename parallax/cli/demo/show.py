@@ -204,7 +204,7 @@ def _print_end(server: DemoServer, repository: Path, execution: dict[str, Any]) 
         (f"export PARALLAX_DATA_DIR={shlex.quote(str(server.data))}", ""),
         (f"parallax show --why {name}", "why each step is believed"),
         (f"parallax diff {name}", "what the result changes"),
-        (f"parallax land {name} --branch tested", "make a branch of it in the sample repository"),
+        (f"parallax land {name} --branch tested", "make a branch of it there"),
     )
     console.print("\nOn your own repository (with PARALLAX_DATA_DIR unset):")
     own = _own_agent()

@@ -122,6 +122,12 @@ async def cancel(execution_id: str, parallax: Part) -> Response:
     return json_response(views.execution(await parallax.engine.cancel(execution_id, "a person")), status=202)
 
 
+@router.post("/{execution_id}/resume", status_code=202)
+async def resume(execution_id: str, parallax: Part) -> Response:
+    """Let an execution that needs attention go on; its recoveries are counted anew."""
+    return json_response(views.execution(await parallax.engine.release(execution_id)), status=202)
+
+
 @router.get("/{execution_id}/diff")
 async def diff(execution_id: str, parallax: Part, stat: bool = False, branch: str | None = None) -> Response:
     """What the result changes against the base; or another branch of the execution."""
