@@ -515,6 +515,7 @@ class ExecutionEngine:
         usage: Usage | None = None,
         cause: str | None = None,
     ) -> None:
+        await self._supervisor.release(execution.id)  # before the last event: nothing of it runs when its end is told
         now, usage = time.time(), usage or Usage()
         fp("final.before_commit")
         await journal.commit(
