@@ -26,7 +26,8 @@ check: install ## Lint, format, types, import contracts
 	$(BIN)/lint-imports
 
 test: check ## Everything that must hold before a change lands
-	$(BIN)/pytest
+	@if command -v npm >/dev/null; then echo "the real CLIs, pinned:"; $(BIN)/python tests/conformance/install.py; fi
+	$(BIN)/pytest -n 2 --dist loadfile
 
 cases: install ## The conformance cases of Prism
 	$(BIN)/python -m parallax.prism cases tests/prism/cases.jsonl
