@@ -186,7 +186,7 @@ def diff(
         if as_json:
             print_json({"execution": execution_id, "diff": text})
         else:
-            sys.stdout.write(text if not text or text.endswith("\n") else text + "\n")
+            sys.stdout.write(text)
 
     _with_client(work)
 

@@ -11,25 +11,39 @@ app = typer.Typer(help="Prism by itself: run, check and format programs.", no_ar
 FileArg = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .prism file.")]
 
 
-def _delegate(*args: str) -> None:
+def _delegate(command: str, file: Path, *, mistakes: int) -> None:
+    from parallax.errors import UsageError
     from parallax.prism.__main__ import main
 
-    raise typer.Exit(main(list(args)))
+    try:
+        failed = main([command, str(file)])
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is no UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    raise typer.Exit(mistakes if failed else 0)
 
 
 @app.command()
 def run(file: FileArg) -> None:
-    """Evaluate a program that calls no agents; prints its lines and its value."""
-    _delegate("run", str(file))
+    """Evaluate a program that calls no agents.
+
+    Prints its lines and its value; exit code 1 when it fails.
+    """
+    _delegate("run", file, mistakes=1)
 
 
 @app.command()
 def check(file: FileArg) -> None:
-    """Report every mistake, and advice."""
-    _delegate("check", str(file))
+    """Report every mistake, and advice.
+
+    Exit code 2 if there is a mistake.
+    """
+    _delegate("check", file, mistakes=2)
 
 
 @app.command()
 def fmt(file: FileArg) -> None:
-    """Print the program in the house style."""
-    _delegate("fmt", str(file))
+    """Rewrite a program in the house style.
+
+    Exit code 2, and nothing is written, if it has a mistake.
+    """
+    _delegate("fmt", file, mistakes=2)

@@ -69,7 +69,7 @@ async def _init(start: Path, *, force: bool, tries: bool, as_json: bool) -> None
 
 
 def _findings(profile: Any, evidence: list[Any]) -> list[str]:
-    """What was found, in at most four lines."""
+    """What was found, in four lines."""
     what = profile.language or "unknown"
     manager = f" with {profile.package_manager}" if profile.package_manager else ""
     lines = [f"language  {what}{manager}"]
@@ -85,8 +85,11 @@ def _findings(profile: Any, evidence: list[Any]) -> list[str]:
     lines.append(
         "checks    " + ("; ".join(checks) or "none found: add one under `checks`, or results cannot be proven")
     )
-    extras = [f"protected {', '.join(profile.protected)}"] if profile.protected else []
-    return lines + extras
+    judged = [f"{words}: {', '.join(names)}" for words, names in (
+        ("every attempt by", profile.default_checks("quick")), ("the merged result by", profile.default_checks("full"))
+    ) if names]  # fmt: skip
+    lines.append(f"judged    {'; '.join(judged) or 'by reviews alone'}")
+    return lines
 
 
 def doctor(as_json: JsonFlag = False) -> None:

@@ -77,7 +77,10 @@ def new_world(wait: float = 0.2, agents: dict[str, Any] | None = None) -> Iterat
     try:
         made = World(place, make_repository(place / "repo", FILES), agents or script(wait))
         (place / "duo.yaml").write_text(CHART)
-        yield made
+        try:
+            yield made
+        finally:
+            made.close()
         assert made.agents_alive() == [], "a test left agents behind"
     finally:
         shutil.rmtree(place, ignore_errors=True)

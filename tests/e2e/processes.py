@@ -62,6 +62,14 @@ class World:
         self.ledger_file = place / "ledger.jsonl"
         self._script = place / "agents.json"
         self._script.write_text(json.dumps(script))
+        self._started: list[subprocess.Popen[str]] = []
+
+    def close(self) -> None:
+        """End what a failed test left running."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
 
     def env(self, **more: str) -> dict[str, str]:
         """The environment of a command: nothing of the machine's own Parallax, no real agent on PATH."""
@@ -79,10 +87,12 @@ class World:
 
     def start(self, *args: str, cwd: Path | None = None, **env: str) -> subprocess.Popen[str]:
         """A command as a process that goes on."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "parallax", *args], cwd=cwd or self.repo, env=self.env(**env), text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
+        self._started.append(process)
+        return process
 
     def run(self, *args: str, cwd: Path | None = None, **env: str) -> Done:
         """A command as a process, to its end."""

@@ -139,7 +139,8 @@ async def diff(execution_id: str, parallax: Part, stat: bool = False, branch: st
         raise ConflictError(f"execution '{execution_id}' has no branch '{wanted}' (branches: {known})")
     assert execution.base is not None
     text = await parallax.workspaces.diff(repo.mirror, execution.base, names[wanted], stat=stat)
-    return Response(text, media_type="text/x-diff; charset=utf-8")
+    ended = text if not text or text.endswith("\n") else f"{text}\n"  # a patch without it cannot be applied
+    return Response(ended, media_type="text/x-diff; charset=utf-8")
 
 
 @router.post("/{execution_id}/land")
