@@ -24,7 +24,16 @@ from parallax.execution.journal import input_hash, step_from_json, step_to_json
 from parallax.execution.questions import Answered, new_question_id
 from parallax.execution.steps import StepRunner
 from parallax.execution.turns import Reviewed, Turns
-from parallax.execution.verification import Oracles, evidence_json, first_line, judge, oracles_of, score_of, summary
+from parallax.execution.verification import (
+    Oracles,
+    evidence_json,
+    first_line,
+    judge,
+    oracles_of,
+    reason,
+    score_of,
+    summary,
+)
 from parallax.failpoints import fp
 from parallax.models import Action, Json, Question, Source, StepResult, hash12
 from parallax.patterns.org_chart import chart_of
@@ -131,7 +140,7 @@ class ExecutionHost:
                     confidence=done.outcome.confidence,
                     source=step.source if step else None,
                     commit=step.commit if step else None,
-                    detail=summary(step.evidence) if step else first_line(str(done.outcome.value)),
+                    detail=reason(step) if step else first_line(str(done.outcome.value)),
                     attempts=step.attempts if step else 1,
                 )
             )

@@ -16,7 +16,7 @@ import jsonschema
 import referencing.exceptions
 
 from parallax.errors import UsageError
-from parallax.models import Action, Evidence, Json, Policy, Source, TaskResult
+from parallax.models import Action, Evidence, Json, Policy, Source, StepResult, TaskResult
 
 PRIOR: Final = 0.5
 RED_BEFORE: Final = 0.7
@@ -125,6 +125,19 @@ def summary(evidence: Sequence[Evidence]) -> str:
     """One line for people: `quick passed (14 passed)`."""
     words = {True: "passed", False: "failed", None: "could not run"}
     return "; ".join(f"{e.oracle} {words[e.passed]}" + (f" ({e.detail})" if e.detail else "") for e in evidence)
+
+
+def reason(step: StepResult) -> str:
+    """Why a step is believed as much as it is, in one line for people."""
+    match step.source:
+        case Source.EVIDENCE | Source.AGREEMENT:
+            return summary(step.evidence)
+        case Source.REPORTED:
+            return "by its own word; nothing was checked"
+        case Source.RECORD:
+            return "by the agent's record"
+        case _:
+            return "nothing speaks for it or against it"
 
 
 def evidence_json(entry: Evidence) -> dict[str, Any]:
