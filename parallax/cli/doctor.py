@@ -38,7 +38,9 @@ def report(*, as_json: bool) -> int:
     settings = load()
     findings = [_python(), _git(), _sqlite(), _data(settings.data_dir), _sandbox(settings.sandbox)]
     agents = [
-        catalogue.probe(type_, script=settings.agent_script) for type_ in catalogue.known_types() if type_ != "scripted"
+        catalogue.probe(type_, environ=settings.provider_environment(), script=settings.agent_script)
+        for type_ in catalogue.known_types()
+        if type_ != "scripted"
     ]
     bad = any(finding.state == "bad" for finding in findings)
     if as_json:

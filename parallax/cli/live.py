@@ -196,9 +196,11 @@ class Story:
             return
         claimed = (agent_name(event.agent_id), "bold") if event.agent_id else ("Parallax", "bold")
         says = " says it is done; " if event.agent_id else ": "
+        oracle = event.data["oracle"]
         word = "fails" if event.data["passed"] is not None else "could not run"
+        found = f"the {oracle} {word}" if oracle in {"schema", "turn", "merge"} else f"the check {oracle} {word}"
         self.say(
-            ("✗ ", "red"), claimed, says, (f"{event.data['oracle']} {word}", "red"),
+            ("✗ ", "red"), claimed, says, (found, "red"),
             f" ({cut(event.data['detail'], 60)})",
         )  # fmt: skip
 

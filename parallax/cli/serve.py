@@ -27,23 +27,26 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="The port; 8080 by default, 0 takes a free one.")
     ] = None,
+    expose: Annotated[
+        bool, typer.Option("--expose", help="Allow an address that others reach, as in a container; there is no TLS.")
+    ] = False,
     test_hooks: Annotated[bool, typer.Option("--test-hooks", hidden=True)] = False,
 ) -> None:
     """Run the server; unfinished executions are resumed."""
-    raise typer.Exit(asyncio.run(_serve(host, port, test_hooks=test_hooks)))
+    raise typer.Exit(asyncio.run(_serve(host, port, expose=expose, test_hooks=test_hooks)))
 
 
-async def _serve(host: str | None, port: int | None, *, test_hooks: bool) -> int:
+async def _serve(host: str | None, port: int | None, *, expose: bool, test_hooks: bool) -> int:
     from parallax.cli.connection import listen
     from parallax.config import load
     from parallax.errors import ConfigurationError
 
     changes: dict[str, Any] = {"host": host, "port": port}
     settings = load().model_copy(update={key: value for key, value in changes.items() if value is not None})
-    if settings.host not in {"127.0.0.1", "localhost", "::1"}:
+    if settings.host not in {"127.0.0.1", "localhost", "::1"} and not expose:
         raise ConfigurationError(
-            f"this version serves loopback only, not {settings.host}: agents run commands, so a port that others reach "
-            "needs scoped keys and TLS first; put an SSH tunnel in front"
+            f"{settings.host} can be reached by others, and the key would cross the network in clear: listen on loopback "
+            "behind an SSH tunnel or a TLS proxy, or say --expose where the network is the container's own"
         )
     listener = listen(settings.host, settings.port)
     try:

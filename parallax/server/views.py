@@ -7,7 +7,7 @@ from typing import Any
 
 from parallax.execution.engine import Prepared
 from parallax.execution.journal import step_from_json
-from parallax.execution.verification import summary
+from parallax.execution.verification import reason
 from parallax.models import Agent, Execution, Question, hash12
 from parallax.patterns.engine import Pattern
 from parallax.patterns.plan import plan_json
@@ -69,7 +69,7 @@ def _finished(entry: JournalEntry, intent: JournalEntry | None) -> dict[str, Any
             "source": str(step.source),
             "action": str(step.action),
             "evidence": [asdict(evidence) for evidence in step.evidence],
-            "why": summary(step.evidence),
+            "why": reason(step),
             "reported": step.reported,
             "commit": step.commit,
             "branch": step.branch,

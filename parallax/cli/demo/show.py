@@ -90,7 +90,7 @@ class DemoServer:
             return
         from parallax.agents.clis import catalogue
 
-        found = catalogue.probe(self.agent)
+        found = catalogue.probe(self.agent, environ=load().provider_environment())
         if not found.ready:
             raise AgentUnavailable(f"{found.problem} (`parallax doctor` shows all; plain `make demo` needs no account)")
 
@@ -201,6 +201,7 @@ def _print_end(server: DemoServer, repository: Path, execution: dict[str, Any]) 
     console.print("\nLook at it:")
     print_commands(
         console,
+        *_path_first(),
         (f"export PARALLAX_DATA_DIR={shlex.quote(str(server.data))}", ""),
         (f"parallax show --why {name}", "why each step is believed"),
         (f"parallax diff {name}", "what the result changes"),
@@ -215,12 +216,20 @@ def _print_end(server: DemoServer, repository: Path, execution: dict[str, Any]) 
     )
 
 
+def _path_first() -> list[tuple[str, str]]:
+    """Where `make demo` has put the command, when the shell does not find it."""
+    if shutil.which("parallax") is not None:
+        return []
+    return [(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH", "")]
+
+
 def _own_agent() -> str:
     """The agent of this machine that is ready, as an option; nothing where none is."""
     from parallax.agents.clis import catalogue
 
+    environ = load().provider_environment()
     for type_ in catalogue.known_types():
-        if type_ != "scripted" and catalogue.probe(type_).ready:
+        if type_ != "scripted" and catalogue.probe(type_, environ=environ).ready:
             return f" --agent {type_}"
     return ""
 
