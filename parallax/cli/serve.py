@@ -45,8 +45,8 @@ async def _serve(host: str | None, port: int | None, *, expose: bool, test_hooks
     settings = load().model_copy(update={key: value for key, value in changes.items() if value is not None})
     if settings.host not in {"127.0.0.1", "localhost", "::1"} and not expose:
         raise ConfigurationError(
-            f"{settings.host} can be reached by others, and the key would cross the network in clear: listen on loopback "
-            "behind an SSH tunnel or a TLS proxy, or say --expose where the network is the container's own"
+            f"{settings.host} can be reached by others, and the key would cross the network in clear: listen on "
+            "loopback behind an SSH tunnel or a TLS proxy, or say --expose where the network is a container's own"
         )
     listener = listen(settings.host, settings.port)
     try:

@@ -229,7 +229,7 @@ class StepRunner:
                 await self._verify(work)
         if work.decision(0) is Action.ESCALATE:
             told = summary(work.evidence) or f"confidence {work.verdict.confidence:.2f}"
-            raise StepFailed(f"'{work.key}' was not accepted after {work.turns} turns: {told}")
+            raise StepFailed(f"'{work.key}' was not accepted after {work.turns} turn{'s' * (work.turns != 1)}: {told}")
 
     # -- one turn ----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from parallax.server.problems import problem
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 MAX_BODY: Final = 1024 * 1024
+_TOO_LARGE: Final = (413, "Too large", f"a body may have at most {MAX_BODY} bytes")
 
 
 class Gate:
@@ -37,7 +38,8 @@ class Gate:
             status, title, detail = refused
             await problem(status, title, detail)(scope, receive, send)
             return
-        await self._app(scope, _Bounded(receive), send)
+        bounded = _Bounded(receive)
+        await self._app(scope, bounded, _Judged(bounded, scope, send))
 
     def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
         host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0] if b"host" in headers else ""
@@ -57,7 +59,7 @@ class Gate:
             )
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > MAX_BODY:
-            return 413, "Too large", f"a body may have at most {MAX_BODY} bytes"
+            return _TOO_LARGE
         has_body = length not in {b"", b"0"} or b"transfer-encoding" in headers
         if has_body and headers.get(b"content-type", b"").partition(b";")[0].strip() != b"application/json":
             return 415, "Wrong content type", "send JSON with 'Content-Type: application/json'"
@@ -71,10 +73,32 @@ class _Bounded:
         self._receive = receive
         self._seen = 0
 
+    @property
+    def exceeded(self) -> bool:
+        """Whether it was cut."""
+        return self._seen > MAX_BODY
+
     async def __call__(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
-            if self._seen > MAX_BODY:
+            if self.exceeded:
                 return {"type": "http.disconnect"}
         return message
+
+
+class _Judged:
+    """Whatever the application makes of a body that was cut, the answer is that it was too large."""
+
+    def __init__(self, body: _Bounded, scope: Scope, send: Send) -> None:
+        self._body = body
+        self._scope = scope
+        self._send = send
+        self._replaced = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and self._body.exceeded:
+            self._replaced = True
+            await problem(*_TOO_LARGE)(self._scope, self._body, self._send)
+        elif not self._replaced:
+            await self._send(message)

@@ -63,9 +63,13 @@ def install(app: FastAPI) -> None:
         return problem(422, "Cannot be used", f"{place}: {first['msg']}")
 
     @app.exception_handler(HTTPException)
-    async def _http(_request: Request, error: HTTPException) -> Response:
-        titles = {404: "Not found", 405: "Method not allowed"}
-        detail = "there is nothing at this address" if error.status_code == 404 else str(error.detail)
-        answer = problem(error.status_code, titles.get(error.status_code, "Refused"), detail)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        known = {
+            400: ("Not readable", "the body cannot be read: send JSON, as UTF-8"),
+            404: ("Not found", "there is nothing at this address"),
+            405: ("Method not allowed", f"there is no {request.method} at this address"),
+        }
+        title, detail = known.get(error.status_code, ("Refused", str(error.detail)))
+        answer = problem(error.status_code, title, detail)
         answer.headers.update(error.headers or {})
         return answer

@@ -152,5 +152,5 @@ def test_a_failed_execution_ends_with_1_and_its_reason() -> None:
         assert done.code == 1, done.err
         assert done.out.lstrip().startswith("FAILED  strict")
         assert "work" in done.out.splitlines()[2]
-        assert "engineer.1 says it is done; answer fails" in done.err
+        assert "engineer.1 says it is done; the check answer fails" in done.err
         assert world.inside("watch", "--json").code == 1

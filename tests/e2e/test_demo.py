@@ -43,7 +43,7 @@ def test_it_succeeds_in_well_under_a_minute(demo: tuple[World, Done, float]) -> 
 def test_each_thing_that_others_fail_at_is_one_visible_line(demo: tuple[World, Done, float]) -> None:
     _, done, _ = demo
     wanted = [
-        r"✗ engineer\.\d says it is done; tests fails",
+        r"✗ engineer\.\d says it is done; the check tests fails",
         r"↩ build 0 is sent back to engineer\.\d",
         r"\? engineer\.\d asks: What should mode\(\) do",
         r"→ the question goes to lead",

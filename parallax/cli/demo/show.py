@@ -27,6 +27,7 @@ from parallax.cli.live import Story
 from parallax.cli.output import err, out, styled
 from parallax.cli.plan_view import print_plan
 from parallax.client import Client, StreamEvent
+from parallax.config import load
 from parallax.datadir import existing_key
 from parallax.errors import AgentUnavailable, ConfigurationError
 from parallax.redaction import Secret
