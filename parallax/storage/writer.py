@@ -76,11 +76,7 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=True)
-            for pragma in PRAGMAS:
-                connection.execute(f"PRAGMA {pragma}")
-            if connection.execute("PRAGMA synchronous").fetchone()[0] != 2:
-                raise StorageError(f"{self._path}: SQLite did not take synchronous=FULL")
+            connection = self._connect()
         except (sqlite3.Error, StorageError) as error:
             self._opened.set_exception(StorageError(f"{self._path} cannot be opened for writing: {error}"))
             return
@@ -104,6 +100,18 @@ class Writer:
                 self._commit(connection, group)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=True)
+        try:
+            for pragma in PRAGMAS:
+                connection.execute(f"PRAGMA {pragma}")
+            if connection.execute("PRAGMA synchronous").fetchone()[0] != 2:
+                raise StorageError("SQLite did not take synchronous=FULL")
+        except (sqlite3.Error, StorageError):
+            connection.close()
+            raise
+        return connection
 
     def _commit(self, connection: sqlite3.Connection, group: list[tuple[Batch, Future[Any]]]) -> None:
         outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
