@@ -60,7 +60,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "unknown execution": (["show", "zzzzzz"], ["no execution 'zzzzzz'", "parallax executions"]),
     "unknown agent": (["tell", "engineer.1", "hello"], ["no agent 'engineer.1'", "none"]),
     "unknown question": (["answer", "q000000", "yes"], ["no question 'q000000'", "parallax questions"]),
-    "foreign address": (["serve", "--host", "0.0.0.0"], ["loopback only", "0.0.0.0", "SSH tunnel"]),
+    "foreign address": (["serve", "--host", "0.0.0.0"], ["0.0.0.0 can be reached by others", "loopback", "SSH tunnel", "--expose"]),
 }  # fmt: skip
 
 

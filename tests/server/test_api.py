@@ -82,7 +82,11 @@ class TestTakingIn:
         assert after == before + 1
         await until_final(api, answers[0].json()["id"])
 
-    async def test_pages_of_executions_join_without_gap(self, api: httpx.AsyncClient) -> None:
+    async def test_pages_of_executions_join_without_gap(self, api: httpx.AsyncClient, server: Server) -> None:
+        for goal in ("page one", "page two", "page three"):
+            await until_final(
+                api, (await api.post("/api/executions", json=server.body(input={"goal": goal}))).json()["id"]
+            )
         whole = [e["id"] for e in (await api.get("/api/executions?limit=500")).json()["executions"]]
         assert len(whole) >= 3
         paged, before = [], None
