@@ -38,7 +38,7 @@ def test_an_agent_has_one_line_with_state_step_elapsed_and_confidence() -> None:
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", text)]
     agents = [line for line in lines if re.match(r"^\S +engineer\.\d ", line)]
     assert any(re.search(r"engineer\.\d +busy +first +\d+s", line) for line in agents)
-    assert any(re.search(r"engineer\.\d +\w+ +first +\d+s +[01]\.\d\d", line) for line in agents), agents[-1]
+    assert any(re.search(r"engineer\.\d +\w+ +(left|right) +\d+s +[01]\.\d\d", line) for line in agents), agents[-1]
     told = [line for line in lines if re.match(r"^ +\d+\.\ds  ", line)]
     assert told
     assert max(len(line) for line in [*agents, *told]) <= COLUMNS
