@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import httpx
@@ -24,9 +26,17 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
+def importing_s() -> float:
+    """What loading the program alone takes now: the machine may be busy with other tests."""
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import parallax.app, parallax.server.app"], check=True)
+    return time.monotonic() - begun
+
+
 def test_health_answers_before_readiness_and_both_soon() -> None:
     with new_world() as world:
         port = free_port()
+        loading_s = importing_s()
         begun = time.monotonic()
         process = world.start("serve", "--port", str(port))
         first: dict[str, float] = {}
@@ -43,7 +53,8 @@ def test_health_answers_before_readiness_and_both_soon() -> None:
             time.sleep(0.01)
         done = finish(process, by=signal.SIGTERM)
     assert done.code == 0
-    assert first["/healthz"] < first["/readyz"] < 7.5  # below 2.5 s on an idle machine; this one is shared
+    assert first["/healthz"] < first["/readyz"]
+    assert first["/readyz"] < max(7.5, 4 * loading_s)  # below 2.5 s on an idle machine; this one may be shared
     assert unready > 0, "while it starts, readiness says so"
 
 
