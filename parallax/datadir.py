@@ -97,7 +97,7 @@ def held(lock: Path) -> bool:
     """Whether a live process holds the lock. Raises ConfigurationError when it cannot be read."""
     try:
         descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise ConfigurationError(f"{lock} cannot be read: {error.strerror}") from None

@@ -142,14 +142,15 @@ def _conditional(step: PlanStep, when: str) -> PlanStep:
 
 def _word(word: str, call: n.Call) -> PlanStep:
     args = list(call.args)
-    options = next((arg for arg in args[1:] if isinstance(arg, n.Object)), None)
+    options = next((arg for arg in reversed(args[1:]) if isinstance(arg, n.Object)), None)
     step_id = _option(options, "id")
     if word in {"parallel", "race"}:
         children = tuple(step for arg in args for step in _steps(arg))
         each = len(args) > 1 and isinstance(args[1], n.Lambda | n.Identifier)
         return PlanStep(word=word, id=step_id, beside=True, each=each, children=children)
-    role = _text(args[0]) if word in {"assign", "review", "approve"} and args else None
-    told = args[1] if word == "assign" and len(args) > 1 else args[0] if args and word != "integrate" else None
+    role = _role(args[0]) if word in {"assign", "fanout", "review", "approve"} and args else None
+    tells = word in {"assign", "fanout"}
+    told = args[1] if tells and len(args) > 1 else args[0] if args and word != "integrate" else None
     review = _property(options, "review")
     children = ()
     if isinstance(review, n.Object):
@@ -159,6 +160,13 @@ def _word(word: str, call: n.Call) -> PlanStep:
     if checks is not None:
         text = f"{text} [check: {_text(checks)}]".strip()
     return PlanStep(word=word, role=role, text=text, id=step_id, children=children)
+
+
+def _role(target: n.Node) -> str | None:
+    """The role that a target or a selector names."""
+    if isinstance(target, n.Object):
+        return _option(target, "role")
+    return _text(target)
 
 
 def _property(options: n.Object | None, key: str) -> n.Expr | None:

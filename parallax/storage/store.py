@@ -7,6 +7,7 @@ come back with the `seq` that the commit gave them.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -277,6 +278,18 @@ class Store:
     # -- reading ---------------------------------------------------------------------------------------------------
 
     async def _rows(self, statement: Executable) -> Sequence[Any]:
+        # A reader that leaves in the middle must not take a connection with an open read along: the read is short, so
+        # it is let to its end, and the cancellation is honoured then.
+        reading = asyncio.ensure_future(self._read(statement))
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            await asyncio.wait([reading])
+            if not reading.cancelled():
+                reading.exception()  # retrieved: its reader is gone
+            raise
+
+    async def _read(self, statement: Executable) -> Sequence[Any]:
         async with self._reader.connect() as connection:
             return (await connection.execute(statement)).mappings().all()
 

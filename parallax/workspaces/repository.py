@@ -83,8 +83,9 @@ class Mirrors:
             git_dir, common_dir, bare, object_format = answer.split("\n")
             top = None if bare == "true" else Path(await self._git.run(*ask, "--show-toplevel", cwd=path))
         except (GitError, ValueError) as error:
+            cause = "" if "not a git repository" in str(error) else f" ({error})"
             raise RepositoryError(
-                f"{path} is not a git repository ({error}): run `git init` and commit there, or give another path"
+                f"{path} is not a git repository{cause}: run `git init` and commit there, or give another path"
             ) from None
         if object_format != "sha1":
             raise RepositoryError(f"{path} uses {object_format} object names, Parallax reads sha1 repositories only")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -173,3 +174,15 @@ async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"parallax\.db cannot be opened"):
         async with Store(path):
             pass
+
+
+async def test_readers_that_leave_in_the_middle_do_not_hold_the_store_open(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    async with Store(tmp_path / "parallax.db") as opened:
+        for _ in range(40):
+            reading = asyncio.create_task(opened.executions())
+            await asyncio.sleep(0.0005)
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
+    assert time.monotonic() - begun < 3.0
