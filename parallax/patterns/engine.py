@@ -95,8 +95,8 @@ class PatternEngine:
         files = self.files()
         if name in files:
             return self._load(*files[name])
-        hint = did_you_mean(name, files) or f"known: {', '.join(sorted(files)) or 'none'}; a path works as well"
-        raise NotFoundError(f"there is no pattern '{name}' ({hint})")
+        hint = did_you_mean(name, files) or f"known are {', '.join(sorted(files)) or 'none'}"
+        raise NotFoundError(f"there is no pattern '{name}': {hint} (a path such as ./team.yaml works as well)")
 
     def _load(self, origin: str, path: Path) -> Pattern:
         stat = path.stat()
