@@ -205,7 +205,8 @@ class ExecutionEngine:
             ready = next((type_ for type_, problem in problems.items() if problem is None), None)
             if ready is None:
                 first = next(iter(problems.values()))
-                raise AgentUnavailable(f"no agent for role '{role.name}': {first}")
+                more = "" if submission.agent else f" (none of {', '.join(types)} is ready: `parallax doctor` says why)"
+                raise AgentUnavailable(f"no agent for role '{role.name}': {first}{more}")
             chosen[role.name] = ready
         if not plan.chart.roles and submission.agent and (problem := self._type_problem(submission.agent)):
             raise AgentUnavailable(problem)

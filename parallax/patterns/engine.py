@@ -293,7 +293,8 @@ def check_input(pattern: Pattern, given: Mapping[str, Json]) -> dict[str, Json]:
                 complete[name] = entry.get("default")
             else:
                 about = f" ({entry['description']})" if entry.get("description") else ""
-                wrong.append(f"missing input '{name}'{about}: give it with --input {name}=...")
+                way = f'`parallax run {pattern.name} "..."` or ' if name == "goal" else ""
+                wrong.append(f"missing input '{name}'{about}: give it with {way}--input {name}=...")
             continue
         value = given[name]
         fits = isinstance(value, _PYTHON[entry["type"]]) and not (
