@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from parallax.agents.supervisor import AgentSupervisor, Ask
@@ -78,9 +78,9 @@ class AgentProxy:
             problems.append(problem)
         raise AgentUnavailable(f"no agent for role '{role.name}': {problems[0]}")
 
-    def slots(self, role: str) -> list[Slot]:
-        """The slots that a role has so far."""
-        return list(self._slots.get(role, ()))
+    def free(self, role: Role) -> int | None:
+        """The number of a slot that is free now, or None."""
+        return self._available(role, None)
 
     @asynccontextmanager
     async def hold(self, role: Role, *, number: int | None = None) -> AsyncIterator[Slot]:
@@ -117,11 +117,14 @@ class AgentProxy:
 
     # -- calling ---------------------------------------------------------------------------------------------------
 
-    async def call(self, slot: Slot, task: Task, tree: Path, ask: Ask, *, preset: str, reset: Reset) -> TaskResult:
+    async def call(
+        self, slot: Slot, task: Task, tree: Path, ask: Ask, *, preset: str, reset: Reset, retries: int | None = None
+    ) -> TaskResult:
         """One turn, tried again where that makes sense; `reset` puts the workspace back before another try.
 
         Raises AgentError when it was tried often enough.
         """
+        policy = self._retry if retries is None else replace(self._retry, retries=retries)
         attempt = 0
         while True:
             attempt += 1
@@ -129,7 +132,7 @@ class AgentProxy:
                 async with self._places, slot.turn:
                     return await self._turn(slot, task, tree, ask, preset)
             except AgentError as error:
-                wait_s = self._retry.wait_s(error, attempt)
+                wait_s = policy.wait_s(error, attempt)
                 if wait_s is None:
                     raise
                 await self._tell_retry(slot, task, error, attempt, wait_s)

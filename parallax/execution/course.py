@@ -37,6 +37,7 @@ class Course:
     chart: OrgChart = field(default_factory=OrgChart)
     steps: dict[str, StepResult] = field(default_factory=dict)
     tasks: dict[str, str] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)  # keys of accepted work that is merged at a join to come
     merged: dict[str, str] = field(default_factory=dict)  # step key -> commit, in the order of merging
 
     def branch(self, role: Role, key: str) -> str:

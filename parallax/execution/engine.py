@@ -440,7 +440,7 @@ class ExecutionEngine:
             journal=journal,
             proxy=proxy,
             desk=self._desk,
-            meter=Meter((execution.options or {}).get("budget"), spent),
+            meter=Meter(_budget(execution, profile), spent),
             workspaces=self._workspaces,
             integration=self._integration,
             checks=self._checks,
@@ -551,6 +551,12 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
     except asyncio.CancelledError:
         await task
         raise
+
+
+def _budget(execution: Execution, profile: Profile) -> int | None:
+    """Micro-dollars: the lesser of what the run and what the repository allows; None where neither says."""
+    limits = [(execution.options or {}).get("budget"), None if profile.budget is None else round(profile.budget * 1e6)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _program_error(error: prism.PrismError) -> str:

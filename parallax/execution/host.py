@@ -23,7 +23,7 @@ from parallax.execution.course import Course
 from parallax.execution.journal import input_hash, step_from_json, step_to_json
 from parallax.execution.questions import Answered, new_question_id
 from parallax.execution.steps import StepRunner
-from parallax.execution.turns import Reviewed, Turns
+from parallax.execution.turns import Reviewed, Turns, seconds
 from parallax.execution.verification import (
     Oracles,
     evidence_json,
@@ -99,6 +99,7 @@ class ExecutionHost:
         if word is None:
             return await self._failed(effect, asked, f"{effect.kind}() is not available in this version of Parallax")
         try:
+            refuse_unserved(effect)
             done = await word(effect, asked)
         except (StorageError, BudgetExhausted):
             raise
@@ -170,6 +171,7 @@ class ExecutionHost:
             return
         if effect.branch and effect.branch[0][0] not in self._joined:
             self._waiting.setdefault(effect.branch[0][0], []).append((effect.branch, key))
+            self._course.waiting.add(key)
         else:
             self._course.merged.setdefault(key, step.commit)
 
@@ -212,6 +214,7 @@ class ExecutionHost:
                 entry for entry in waiting if any(join == effect.key and index != winner for join, index in entry[0])
             ]
             waiting[:] = [entry for entry in waiting if entry not in lost]
+            course.waiting -= {key for _, key in lost}
         merged: dict[str, Json] = {}
         if not effect.branch:
             self._joined.add(effect.key)
@@ -220,6 +223,7 @@ class ExecutionHost:
                     course.steps[key] = await self._steps.merge_later(key, course.steps[key])
                     merged[key] = step_to_json(course.steps[key])
             self._waiting.pop(effect.key, None)
+            course.waiting -= {key for _, key in waiting}
         course_taken = {
             name: effect.request[name] for name in ("winner", "failed") if effect.request.get(name) is not None
         }
@@ -312,6 +316,7 @@ class ExecutionHost:
             f"{effect.key}/turn", role, subject=str(subject["value"]), commit=commit, since=since,
             task=course.tasks.get(subject["step"] or ""),
             evidence=summary(behind.evidence) if behind else "", final=final,
+            timeout_s=seconds(effect.request["options"].get("timeout")),
         )  # fmt: skip
 
     async def _approve_human(self, effect: Effect) -> Done:
@@ -337,7 +342,8 @@ class ExecutionHost:
         commit = None
         if course.repo is not None:
             commit = behind.commit if behind and behind.commit else await course.head()
-        found = await self._turns.check(oracles_of(effect.request["check"]), commit)
+        limit_s = seconds(effect.request["options"].get("timeout"))
+        found = await self._turns.check(oracles_of(effect.request["check"]), commit, timeout_s=limit_s)
         await self._turns.tell_evidence(effect.key, None, found)
         score = min(score_of(entry) for entry in found)
         passed = all(entry.passed for entry in found)
@@ -352,13 +358,14 @@ class ExecutionHost:
         keys = list(course.steps) if refs is None else [ref["step"] for ref in refs]
         behind = [(key, course.steps[key]) for key in keys if key in course.steps]
         conflicts: list[dict[str, Any]] = []
+        fails = request["options"].get("onConflict") == "fail"
         for key, step in behind:
             if step.commit is None or key in course.merged:
                 continue
             try:
-                course.steps[key] = await self._steps.merge_later(key, step)
+                course.steps[key] = await self._steps.merge_later(key, step, reconcile=not fails)
             except StepFailed as failed:
-                if request["options"].get("onConflict") == "fail":
+                if fails:
                     raise
                 conflicts.append({"step": key, "files": [], "resolvedBy": None, "cause": str(failed)})
         named = request["options"].get("verify")
@@ -421,9 +428,8 @@ class ExecutionHost:
 
     async def _select(self, effect: Effect, asked: str) -> Done:
         role, _ = role_of(self._course.chart, effect.request["role"])
-        slots = self._course.proxy.slots(role.name)
-        name = slots[0].agent_id if slots else f"{self._course.execution.id}.{role.name}.1"
-        return Done(outcome=Outcome(value=name))
+        number = self._course.proxy.free(role) or 1
+        return Done(outcome=Outcome(value=f"{self._course.execution.id}.{role.name}.{number}"))
 
     async def _org(self, effect: Effect, asked: str) -> Done:
         self._course.chart = chart_of(effect.request)
@@ -453,6 +459,27 @@ class ExecutionHost:
         # A clock that jumped while the server was down must not stretch the wait beyond what was asked.
         await asyncio.sleep(min(timer["remaining_s"], max(0.0, timer["due_at"] - time.time())))
         return Done(outcome=Outcome())
+
+
+# Options that the language has and this version does not act on: a test of the value, by word and option.
+_UNSERVED: Final[dict[str, dict[str, Callable[[Json], bool]]]] = {
+    "assign": {
+        "workspace": lambda value: value != "agent", "session": lambda _: True, "budget": lambda _: True,
+    },
+    "fanout": {"waitForAll": lambda value: value is False},
+    "integrate": {"onConflict": lambda value: value == "lead"},
+}  # fmt: skip
+
+
+def refuse_unserved(effect: Effect) -> None:
+    """An option that would change nothing is an error: a program must not be let to rely on it."""
+    for option, unserved in _UNSERVED.get(effect.kind, {}).items():
+        value = effect.request["options"].get(option)
+        if value is not None and unserved(value):
+            raise UsageError(f"{effect.kind}() {option} {value!r} is not served in this version")
+    criteria = effect.request.get("criteria") if effect.kind == "select" else None
+    if criteria not in (None, "availability"):
+        raise UsageError(f"select() criteria {criteria!r} is not served in this version")
 
 
 def _review_outcome(reviewed: Reviewed) -> Outcome:

@@ -13,7 +13,7 @@ from parallax.errors import MergeConflict, StepFailed
 from parallax.execution import prompts
 from parallax.execution.agent_proxy import Slot, role_of
 from parallax.execution.course import Course
-from parallax.execution.turns import TURN_S, Reviewed, Turns
+from parallax.execution.turns import TURN_S, Reviewed, Turns, seconds
 from parallax.execution.verification import (
     Oracles,
     Verdict,
@@ -257,7 +257,7 @@ class StepRunner:
             role=work.role.name,
             text=prompt,
             schema=work.options.get("schema"),
-            timeout_s=_seconds(work.options.get("timeout")) or work.role.timeout_s or TURN_S,
+            timeout_s=seconds(work.options.get("timeout")) or work.role.timeout_s or TURN_S,
         )
 
         async def reset() -> None:
@@ -275,6 +275,7 @@ class StepRunner:
             self._turns.asking(slot, task),
             preset=slot.role.preset,
             reset=reset,
+            retries=work.options.get("retries"),
         )
         course.meter.settle(result.usage)
         work.result, work.usage = result, work.usage + result.usage
@@ -362,12 +363,15 @@ class StepRunner:
             reported=work.result.reported,
         )
 
-    async def merge_later(self, key: str, step: StepResult) -> StepResult:
+    async def merge_later(self, key: str, step: StepResult, *, reconcile: bool = True) -> StepResult:
         """At a join: merge accepted work of a branch; a conflict goes back to its owner."""
         course = self._course
         try:
             return await self._merged(key, step, course.tasks.get(key, key))
-        except MergeConflict:
+        except MergeConflict as conflict:
+            if not reconcile:
+                files = ", ".join(conflict.files)
+                raise StepFailed(f"'{key}' conflicts with what was merged before it, in {files}") from conflict
             role, number = role_of(course.chart, f"{step.role}.{(step.agent_id or '.1').rpartition('.')[2]}")
             async with course.proxy.hold(role, number=number) as slot:
                 place = await self._turns.open(slot, kind="agent")
@@ -479,14 +483,11 @@ class StepRunner:
         return f"{role.name} reviewed it ({reviewed.verdict}):\n{reviewed.feedback}"
 
     async def _start_of(self, place: Workspace, slot: Slot) -> str:
+        """Where a fresh step begins: at the result, or on this agent's accepted work that waits for its join.
+
+        Candidates of a `fanout` wait for nothing: unless `integrate` picks them, nothing is ever built on them.
+        """
         course = self._course
-        waiting = {
-            step.commit
-            for key, step in course.steps.items()
-            if key not in course.merged and step.agent_id == slot.agent_id
-        }
+        held = [course.steps[key] for key in course.waiting]
+        waiting = {step.commit for step in held if step.agent_id == slot.agent_id}
         return place.head if place.head in waiting else await course.head()
-
-
-def _seconds(milliseconds: Json) -> float | None:
-    return milliseconds / 1000 if isinstance(milliseconds, int | float) else None

@@ -23,7 +23,7 @@ from parallax.execution.agent_proxy import Slot
 from parallax.execution.course import Course
 from parallax.execution.questions import Answered, by_preset, new_question_id, routed_to
 from parallax.execution.verification import Oracles, could_not_run, first_line
-from parallax.models import Evidence, Question, Role, Source, Task, TaskResult, Usage, Workspace
+from parallax.models import Evidence, Json, Question, Role, Source, Task, TaskResult, Usage, Workspace
 
 TURN_S: Final = 7200.0
 SUBJECT_CHARS: Final = 6000
@@ -130,7 +130,7 @@ class Turns:
 
     async def review(
         self, key: str, role: Role, *, subject: str, commit: str | None, since: str | None, task: str | None,
-        evidence: str, final: bool,
+        evidence: str, final: bool, timeout_s: float | None = None,
     ) -> Reviewed:  # fmt: skip
         """One review by one agent of the role, on a read-only copy of the work."""
         course = self._course
@@ -157,7 +157,7 @@ class Turns:
             attempt = journal.attempts(key.partition("/")[0]) or 1
             task_ = Task(
                 id=f"{course.execution.id}/{key}/{attempt}", execution=course.execution.id, step_key=key,
-                attempt=attempt, role=role.name, text=text, timeout_s=role.timeout_s or TURN_S,
+                attempt=attempt, role=role.name, text=text, timeout_s=timeout_s or role.timeout_s or TURN_S,
             )  # fmt: skip
             await journal.tell(
                 journal.event(
@@ -193,7 +193,7 @@ class Turns:
         )
         return reviewed
 
-    async def check(self, oracles: Oracles, commit: str | None) -> list[Evidence]:
+    async def check(self, oracles: Oracles, commit: str | None, *, timeout_s: float | None = None) -> list[Evidence]:
         """Run the checks on a clean checkout of the commit, one after the other."""
         course = self._course
         if course.repo is None or commit is None:
@@ -204,7 +204,9 @@ class Turns:
                 if wanted == "":
                     found.append(could_not_run(str(check), "the repository's profile has no check (`parallax init`)"))
                     continue
-                found.append(await course.checks.run(course.repo, commit, wanted, profile=course.profile))
+                found.append(
+                    await course.checks.run(course.repo, commit, wanted, profile=course.profile, timeout_s=timeout_s)
+                )
         return found
 
     def _expanded(self, check: str | tuple[str, ...]) -> list[str | list[str]]:
@@ -249,3 +251,8 @@ def read_review(result: TaskResult, by: str) -> Reviewed:
     return Reviewed(
         verdict=verdict, feedback=feedback, confidence=min(stated, CAPS[verdict]), by=by, usage=result.usage
     )
+
+
+def seconds(milliseconds: Json) -> float | None:
+    """Programs count in milliseconds, the inside in seconds."""
+    return milliseconds / 1000 if isinstance(milliseconds, int | float) else None

@@ -101,7 +101,7 @@ StepType = Literal[
 
 # Which options of a word a step may set, by type; the rest of its keys are the step's own.
 _OPTIONS: Final[dict[str, tuple[str, ...]]] = {
-    "assign": ("input", "timeout", "retries", "verify", "schema", "budget", "review"),
+    "assign": ("input", "timeout", "retries", "verify", "schema", "review"),
     "parallel": ("limit", "on_error"),
     "integrate": ("verify", "on_conflict"),
     "review": ("timeout",),
@@ -132,7 +132,6 @@ class StepModel(_Model):
     retries: int | None = Field(default=None, ge=0)
     verify: Json = None
     schema_: Json = Field(default=None, alias="schema")
-    budget: Json = None
     review: ReviewModel | None = None
     steps: Steps = []
     each: str | list[Json] | None = None
@@ -140,12 +139,12 @@ class StepModel(_Model):
     limit: int | None = Field(default=None, ge=1)
     on_error: Literal["fail", "collect"] | None = None
     results: Json = None
-    on_conflict: Literal["owner", "lead", "fail"] | None = None
+    on_conflict: Literal["owner", "fail"] | None = None
     reviewer: str | None = None
     approver: str | None = None
     subject: Json = None
     question: str | None = None
-    criteria: Literal["availability", "expertise", "round_robin", "best"] | None = None
+    criteria: Literal["availability"] | None = None
     of: Json = None
     method: Literal["consensus", "majority", "merge", "best", "all"] | None = None
     threshold: float | None = Field(default=None, ge=0, le=1)

@@ -20,6 +20,10 @@ from parallax.patterns.chart_model import ChartModel, EscalationModel, RoleModel
 from parallax.prism import nodes as n
 
 SIMPLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Keys that the shape of a team has and this version does not act on, with the values that need no action.
+NOT_SERVED: Final[dict[str, tuple[str, ...]]] = {
+    "budget": (), "expertise": (), "recovery": ("restart",), "workspace": ("agent", "none"),
+}  # fmt: skip
 PRESETS: Final = ("readonly", "standard", "permissive", "autonomous")
 BUILTINS: Final = frozenset(
     {
@@ -98,6 +102,9 @@ def _role(name: str, given: Mapping[str, Any]) -> Role:
             raise UsageError(
                 f"role '{name}' has the unknown key '{key}' ({did_you_mean(key, known) or ', '.join(sorted(known))})"
             )
+    for key, served in NOT_SERVED.items():
+        if given.get(key) not in (None, [], *served):
+            raise UsageError(f"role '{name}': {key} {given[key]!r} is not served in this version; leave it out")
     low, high = int(given.get("min") or 1), int(given.get("max") or given.get("min") or 1)
     if low < 1 or high < low:
         raise UsageError(f"role '{name}': min and max must be at least 1, and max not below min (got {low}, {high})")

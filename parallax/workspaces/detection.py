@@ -270,12 +270,12 @@ _COMMENTS: Final = {
     "defaults": "quick judges every attempt, full judges the merged result.",
     "copy": "Files that git does not have but the work needs. `from -> to` renames; never list secrets.",
     "env": "Environment variables of checks, besides PATH, HOME, LANG and CI.",
-    "network": "What agents may reach: none, gateway (models and allowed hosts) or open. Checks never have a network.",
-    "ports": "Environment variables that get a free port each.",
-    "protected": "Changes to these need a person's approval.",
-    "known_red": "Tests that fail on the base already.",
-    "flaky": "Tests that sometimes fail for no reason.",
-    "budget": "The most that one run may cost, in dollars.",
+    "network": "What agents may reach: none, gateway or open. This version has no sandbox to hold them to it.",
+    "ports": "Environment variables that shall get a free port each; noted, not served in this version.",
+    "protected": "Paths that a person wants to see before a change of them lands; noted, not enforced in this version.",
+    "known_red": "Tests that fail on the base already; noted, not read in this version.",
+    "flaky": "Tests that sometimes fail for no reason; noted, not read in this version.",
+    "budget": "The most that one run may cost, in dollars; `--budget` may set less.",
 }
 
 

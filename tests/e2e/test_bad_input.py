@@ -86,6 +86,19 @@ def told(done: Done, *words: str) -> None:
     assert missing == [], done.err
 
 
+def test_a_cli_that_is_not_logged_in_is_said_with_both_remedies(home: World) -> None:
+    tools = home.place / "tools"
+    tools.mkdir()
+    (tools / "claude").write_text("#!/bin/sh\nexit 0\n")
+    (tools / "claude").chmod(0o755)
+    before = traces(home)
+    done = home.run(
+        "run", "fix", "g", "--agent", "claude", "--yes", PATH=f"{tools}:/usr/bin:/bin", HOME=str(home.place / "nobody")
+    )
+    told(done, "Claude Code has no account here", "set ANTHROPIC_API_KEY", "log in once with 'claude'")
+    assert traces(home) == before
+
+
 def test_a_mistake_as_a_process_ends_the_same_way(home: World) -> None:
     before = traces(home)
     done = home.run("run", "fixx", "g", "--agent", "scripted", "--yes")

@@ -367,3 +367,69 @@ async def test_every_event_tells_what_the_table_of_events_says(team: TeamFactory
             seen.add(event.type)
             assert set(event.data) <= set(EVENT_TYPES[event.type]), event
         assert len(seen) >= 24, sorted(seen)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ('assign("engineer", "x", {id: "w", budget: 3})', "assign() budget 3 is not served in this version"),
+        ('assign("engineer", "x", {id: "w", workspace: "role"})', "assign() workspace 'role' is not served"),
+        ('integrate(null, {id: "w", onConflict: "lead"})', "integrate() onConflict 'lead' is not served"),
+        ('select("engineer", {id: "w", criteria: "best"})', "select() criteria 'best' is not served"),
+    ],
+)
+async def test_an_option_that_would_change_nothing_is_refused_by_name(call: str, words: str, team: TeamFactory) -> None:
+    async with team(script(engineer=RIGHT)) as t:
+        done = await t.run(ORG + call)
+        assert done.state == ExecutionState.FAILED
+        assert words in (done.reason or "")
+
+
+async def test_a_steps_own_retries_count(team: TeamFactory) -> None:
+    async with team(script(engineer=[{"crash": 3}]), agent_retries=5) as t:
+        done = await t.run(ORG + 'assign("engineer", "x", {id: "w", retries: 0})')
+        assert done.state == ExecutionState.FAILED
+        assert len(await t.told(done, "agent.error")) == 1
+
+
+async def test_integrate_with_on_conflict_fail_asks_nobody_to_reconcile(team: TeamFactory) -> None:
+    engineer = [
+        ("first", [edit("ONE\n", "notes.txt"), answer()]),
+        ("second", [edit("TWO\n", "notes.txt"), answer()]),
+    ]
+    async with team(script(engineer=engineer)) as t:
+        done = await t.run(
+            ORG + 'const a = fanout({role: "engineer", max: 1}, "first", {id: "a"})\n'
+            'const b = fanout({role: "engineer", max: 1}, "second", {id: "b"})\n'
+            'return integrate([a[0], b[0]], {id: "all", onConflict: "fail"})'
+        )
+        assert done.state == ExecutionState.FAILED
+        assert "conflicts with what was merged before it, in notes.txt" in (done.reason or "")
+        assert len([entry for entry in t.ledger() if entry["event"] == "start"]) == 2
+
+
+async def test_the_budget_of_the_repository_holds(team: TeamFactory, place: Any) -> None:
+    from tests.conftest import make_repository
+
+    poor = make_repository(place / "poor", {"a.txt": "1\n", ".parallax.yaml": "version: 1\nbudget: 0.5\n"})
+    engineer = [{"usage": {"input": 1, "output": 1, "cost": 0.6}}, answer()]
+    async with team(script(engineer=engineer), repository=poor) as t:
+        steps = [f'assign("engineer", "{name}", {{id: "{name}"}})' for name in "ab"]
+        done = await t.run(ORG + "\n".join(steps), budget=100_000_000)
+        assert done.state == ExecutionState.PARTIAL
+        assert "budget of $0.50 is used up" in (done.reason or "")
+
+
+async def test_nothing_is_built_on_a_candidate_that_was_not_chosen(team: TeamFactory) -> None:
+    engineer = [
+        ("try it", [edit("unchosen\n", "candidate.txt"), answer()]),
+        ("make it", RIGHT),
+    ]
+    async with team(script(engineer=engineer)) as t:
+        done = await t.run(
+            ORG + 'fanout({role: "engineer", max: 1}, "try it", {id: "try"})\n'
+            'assign("engineer", "make it 42", {id: "fix", verify: "quick"})'
+        )
+        assert done.state == ExecutionState.SUCCEEDED, done.reason
+        assert t.branch_file(done, "answer.txt") == "42\n"
+        assert t.branch_file(done, "candidate.txt") is None

@@ -82,7 +82,10 @@ def steps(text: str) -> str:
     ("yaml", "expected"),
     [
         ("  - {type: ask, question: 'Go?'}\n", 'return askHuman("Go?")'),
-        ("  - {type: select, role: engineer, criteria: best}\n", 'return select("engineer", {criteria: "best"})'),
+        (
+            "  - {type: select, role: engineer, criteria: availability}\n",
+            'return select("engineer", {criteria: "availability"})',
+        ),
         ("  - {type: verify, verify: [make, test]}\n", 'return verify(["make", "test"])'),
         ("  - {type: integrate, verify: full}\n", 'return integrate(null, {verify: "full"})'),
         (
@@ -144,6 +147,12 @@ def test_each_step_becomes_its_word(write, yaml: str, expected: str) -> None:
          "the reporting line has a cycle: a -> b -> a", None),
         ("roles: {a: {minInstances: 0}}\nsteps: [{type: assign, role: a, task: x}]", "1:27",
          "input should be greater than or equal to 1, got 0", None),
+        ("roles: {a: {budget: 3}}\nsteps: [{type: assign, role: a, task: x}]", "1:9",
+         "role 'a': budget 3 is not served in this version", None),
+        ("roles: {a: {recovery: continue}}\nsteps: [{type: assign, role: a, task: x}]", "1:9",
+         "recovery 'continue' is not served", None),
+        ("roles: {a: {}}\nsteps: [{type: select, role: a, criteria: best}]", "2:43",
+         "input should be 'availability'", None),
         ("- a\n- b\n", "1:1", "expected keys and values", None),
     ],
 )  # fmt: skip
