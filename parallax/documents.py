@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -205,18 +205,3 @@ def _scalar(text: str) -> Any:
     if _FLOAT.fullmatch(text):
         return float(text)
     return text
-
-
-def unknown_keys(document: Document, path: Path, value: Mapping[str, Any], known: Iterable[str]) -> list[Mistake]:
-    """A mistake for every key that is not known there."""
-    allowed = list(known)
-    return [
-        document.mistake(
-            (*path, key),
-            f"unknown key '{key}'",
-            key=True,
-            hint=did_you_mean(key, allowed) or f"known here: {', '.join(allowed)}",
-        )
-        for key in value
-        if key not in allowed
-    ]

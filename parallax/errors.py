@@ -21,9 +21,8 @@ ParallaxError                 .retryable decides whether another attempt makes s
 │   ├── ProviderLimited       a rate limit or a used-up window; `resets_at` when known
 │   └── ProtocolViolation     what it sent is not the protocol
 ├── StepFailed                a step ended without an acceptable result
-├── GitError                  git said no; `.stderr` holds its words
-│   └── MergeConflict         two branches changed the same lines; `.files` names them
-└── Cancelled                 a person or a parent ended the work
+└── GitError                  git said no; `.stderr` holds its words
+    └── MergeConflict         two branches changed the same lines; `.files` names them
 """
 
 from __future__ import annotations
@@ -175,10 +174,6 @@ class MergeConflict(GitError):
         super().__init__(message)
         self.files = files
         self.tree = tree
-
-
-class Cancelled(ParallaxError):
-    """A person or a parent ended the work."""
 
 
 def leaf(error: BaseException) -> BaseException:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -105,7 +104,7 @@ class EventLog(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Subscriber:
-    execution: str | None
+    execution: str
     limit: int
     queue: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     overflowed: bool = False
@@ -129,18 +128,8 @@ class EventBus:
         """Tell the listeners of committed events, in commit order. Called on the loop's thread only."""
         for event in events:
             for subscriber in self._subscribers:
-                if subscriber.execution is None or subscriber.execution == event.execution:
+                if subscriber.execution == event.execution:
                     subscriber.offer(event)
-
-    @asynccontextmanager
-    async def subscribe(self, execution: str | None = None) -> AsyncIterator[asyncio.Queue[Event]]:
-        """The live feed alone, of one execution or of all."""
-        subscriber = _Subscriber(execution, self._buffer)
-        self._subscribers.add(subscriber)
-        try:
-            yield subscriber.queue
-        finally:
-            self._subscribers.discard(subscriber)
 
     async def stream(self, execution: str, after: int = 0) -> AsyncIterator[Event]:
         """Every event of the execution above `after`, from the table and then live, each once, in order.

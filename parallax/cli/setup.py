@@ -37,7 +37,7 @@ async def _init(start: Path, *, force: bool, tries: bool, as_json: bool) -> None
     from parallax.cli.output import err, out, print_json
     from parallax.errors import UsageError
     from parallax.workspaces.checks import CheckRunner
-    from parallax.workspaces.detection import detect, dump
+    from parallax.workspaces.detection import detect, dump, monorepo_hints
     from parallax.workspaces.git import Git
     from parallax.workspaces.profile import FILE
     from parallax.workspaces.service import WorkspaceService
@@ -51,6 +51,7 @@ async def _init(start: Path, *, force: bool, tries: bool, as_json: bool) -> None
         if target.exists() and not force:
             raise UsageError(f"{target} is there already: edit it, or write it anew with --force")
         profile = await asyncio.to_thread(detect, root)
+        several = await asyncio.to_thread(monorepo_hints, root)
         evidence = []
         if tries:
             if not as_json:
@@ -60,19 +61,25 @@ async def _init(start: Path, *, force: bool, tries: bool, as_json: bool) -> None
     if as_json:
         tried = [{"check": e.oracle, "passed": e.passed, "detail": e.detail} for e in evidence]
         print_json(
-            {"profile": str(target), "language": profile.language, "checks": list(profile.checks), "tried": tried}
+            {
+                "profile": str(target),
+                "language": profile.language,
+                "several_projects": several,
+                "checks": list(profile.checks),
+                "tried": tried,
+            }
         )
         return
-    for line in _findings(profile, evidence):
+    for line in _findings(profile, evidence, several):
         out().print(line)
     out().print(f'wrote {target}: read it, commit it, then `parallax run fix "..."`')
 
 
-def _findings(profile: Any, evidence: list[Any]) -> list[str]:
+def _findings(profile: Any, evidence: list[Any], several: list[str]) -> list[str]:
     """What was found, in four lines."""
     what = profile.language or "unknown"
     manager = f" with {profile.package_manager}" if profile.package_manager else ""
-    lines = [f"language  {what}{manager}"]
+    lines = [f"language  {what}{manager}" + (f"; {'; '.join(several)}" if several else "")]
     setup = "; ".join(c if isinstance(c, str) else " ".join(c) for c in profile.setup)
     lines.append(f"set-up    {setup or 'nothing to set up'}")
     verdicts = {e.oracle: e for e in evidence}

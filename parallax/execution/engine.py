@@ -22,7 +22,6 @@ from parallax import prism
 from parallax.agents.supervisor import AgentSupervisor
 from parallax.errors import (
     AgentUnavailable,
-    Cancelled,
     ConflictError,
     FencedError,
     ParallaxError,
@@ -475,9 +474,9 @@ class ExecutionEngine:
 
     async def _ended_early(self, execution: Execution, course: Course, running: _Running, cause: BaseException) -> None:
         match cause:
-            case asyncio.CancelledError() | Cancelled() | prism.PrismCancelled() if running.cancelled_by is None:
+            case asyncio.CancelledError() | prism.PrismCancelled() if running.cancelled_by is None:
                 raise asyncio.CancelledError from cause  # the server stops: the execution stays as it is
-            case asyncio.CancelledError() | Cancelled() | prism.PrismCancelled():
+            case asyncio.CancelledError() | prism.PrismCancelled():
                 _uncancelled()
                 await self._supervisor.release(execution.id, "cancelled")
                 fp("killed_before_record")

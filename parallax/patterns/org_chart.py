@@ -182,13 +182,6 @@ class CompiledChart:
     warnings: tuple[Mistake, ...]
 
 
-class _Mistaken(Exception):
-    """A mistake inside an expression; the compiler collects them."""
-
-    def __init__(self, mistake: Mistake) -> None:
-        self.mistake = mistake
-
-
 def compile_chart(document: Document, model: ChartModel) -> tuple[CompiledChart | None, list[Mistake]]:
     """Compile a checked document; returns what it came to, and every mistake."""
     compiler = _Compiler(document, model)

@@ -52,6 +52,16 @@ def test_a_node_repository(world: World) -> None:
     assert git(repo, "status", "--porcelain") == "?? .parallax.yaml"
 
 
+def test_several_projects_in_one_repository_are_said(world: World) -> None:
+    files = PYTHON | {
+        "shop/pyproject.toml": "[project]\nname = 'shop'\n",
+        "till/pyproject.toml": "[project]\nname = 'till'\n",
+    }
+    repo = make_repository(world.place / "several", files)
+    first = five_lines(world, repo, "--no-try")[0]
+    assert "several projects: shop/pyproject.toml, till/pyproject.toml" in first
+
+
 def test_as_json(world: World) -> None:
     repo = make_repository(world.place / "python", PYTHON)
     done = world.inside("init", "--json", "--repo", str(repo))
