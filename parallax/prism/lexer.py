@@ -139,6 +139,7 @@ _STOPS = {
     "```": re.compile(r"```|\$\{"),
 }
 _DEEPER = frozenset("()[]{}")
+_PREFIX = frozenset(("!", "-", "~", "<~", "typeof", "await"))
 _INNER = re.compile(r"[\"'`{}\n]|/\*")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
@@ -193,7 +194,8 @@ class Lexer:
         pos = self.start
         row = self._row(pos)
         limit = self.limits.tokens
-        depth = 0  # brackets are levels of nesting: a text of nothing but brackets ends here, early
+        nesting = self.limits.parse_nesting
+        depth = prefixes = 0  # brackets and prefixes are levels of nesting: a text of nothing else ends here, early
         while pos < end:
             while row + 1 < len(lines) and lines[row + 1] <= pos:
                 row += 1
@@ -228,8 +230,11 @@ class Lexer:
             pos = token.end
             if text in _DEEPER:
                 depth += 1 if text in "([{" else -1
-                if depth > self.limits.parse_nesting:
-                    exceeded("parse nesting", self.limits.parse_nesting, depth, Span(self.path, line, column))
+                if depth > nesting:
+                    exceeded("parse nesting", nesting, depth, Span(self.path, line, column))
+            prefixes = prefixes + 1 if text in _PREFIX else 0
+            if prefixes > nesting + 1:  # the first of them may be an operator between two values
+                exceeded("parse nesting", nesting, prefixes, Span(self.path, line, column))
             if len(result) > limit:
                 exceeded("tokens", limit, len(result), Span(self.path, line, column))
         row = self._row(end)
@@ -302,7 +307,10 @@ class Lexer:
         """The place of the `}` that closes the expression starting at pos."""
         depth: list[str] = []  # open braces and, between them, the strings whose expressions they are in
         source = self.source
+        nesting = self.limits.parse_nesting
         while True:
+            if len(depth) > 2 * nesting:  # a level is at most a string and the brace in it
+                exceeded("parse nesting", nesting, len(depth) // 2 + 1, self.place(pos))
             if depth and depth[-1] in _STOPS:
                 inside = depth[-1]
                 found = _STOPS[inside].search(source, pos, self.end)

@@ -109,6 +109,36 @@ def test_what_is_large_but_allowed_runs(source: str, value: int) -> None:
     assert parse(unparse(parse(source))) == parse(source)
 
 
+AT_ONCE = {
+    "brackets": "(" * 100_000,
+    "braces": "{" * 100_000,
+    "prefixes": "-" * 90_000 + "1",
+    "mixed prefixes": "!~ " * 40_000 + "1",
+    "templates": "`${" * 3_000 + "1" + "}`" * 3_000,
+    "strings in strings": '"${' * 3_000 + "1" + '}"' * 3_000,
+    "a giant literal": '"' + "a" * 300_000 + '"',
+    "an unclosed string": '"' + "a" * 200_000,
+    "a NUL byte": "let a = 1\0",
+    "powers": "let x = 2; for i in range(100000) { x = String(x ** x).repeat(100000) }",
+    "growth": 'let s = "x"; while true { s = s + s }',
+    "mutual recursion": "fn f(n) { return g(n) } fn g(n) { return f(n) } f(1)",
+    "repeat": "'x'.repeat(1e9)",
+}
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_a_hostile_text_is_refused_at_once(name: str) -> None:
+    """Within 50 ms of processor time (three times as much is allowed here)."""
+    taken = []
+    for _ in range(3):
+        started = time.process_time()
+        with pytest.raises(PrismError):
+            evaluate(AT_ONCE[name])
+        taken.append(time.process_time() - started)
+    print(f"{name}: {min(taken) * 1000:.1f} ms")
+    assert min(taken) < 0.15
+
+
 def test_nested_trials_stay_linear() -> None:
     source = "[a ~> (() => { " * 40 + "1" + " })]" * 40
     started = time.monotonic()
