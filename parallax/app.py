@@ -16,12 +16,12 @@ import psutil
 from parallax import failpoints, telemetry
 from parallax.agents.clients.factory import make_client
 from parallax.agents.clis import catalogue
-from parallax.agents.gateway import Account, Gateway
+from parallax.agents.gateway.service import Account, Gateway
 from parallax.agents.registries.memory import MemoryAgentRegistry
 from parallax.agents.runtimes.local import LocalRuntime
 from parallax.agents.supervisor import AgentSupervisor, Silence
 from parallax.config import Settings
-from parallax.datadir import LockFile, data_directory, key_of, owner_of
+from parallax.datadir import LockFile, data_directory, key_of, owner_of, socket_directory
 from parallax.errors import ConfigurationError, NotFoundError
 from parallax.events import Event, EventBus
 from parallax.execution.engine import ExecutionEngine
@@ -100,7 +100,12 @@ class Parallax:
         await self.workspaces.sweep()
         self.integration = Integration(self.workspaces)
         self.checks = CheckRunner(self.workspaces, self.runtime)
-        gateway = Gateway(_accounts(settings, self.redact), self.redact)
+        gateway = Gateway(
+            _accounts(settings, self.redact),
+            self.redact,
+            providers_of=catalogue.providers,
+            sockets=stack.enter_context(socket_directory(data)),
+        )
         stack.push_async_callback(gateway.close)
         await gateway.start()
         registry = MemoryAgentRegistry()

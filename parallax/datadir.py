@@ -10,11 +10,17 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from parallax.errors import ConfigurationError
 from parallax.redaction import Secret
+
+SOCKET_ROOT: Final = 70  # bytes: a socket's path may have about 100, and the names below this directory take 23
 
 
 def data_directory(path: Path) -> Path:
@@ -51,6 +57,24 @@ def owner_of(data: Path) -> str:
     if not path.exists():
         path.write_text(secrets.token_hex(8))
     return path.read_text().strip()
+
+
+@contextmanager
+def socket_directory(data: Path) -> Iterator[Path]:
+    """A directory (0700) for unix sockets, empty at first and gone at the end: in the data directory, unless its path
+    is too long for sockets; then in the runtime directory of the user or of the system.
+    """
+    path = data / "run"
+    shutil.rmtree(path, ignore_errors=True)  # of a former life that was ended by force
+    if len(os.fsencode(path)) > SOCKET_ROOT:
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        path = Path(tempfile.mkdtemp(prefix="px-", dir=runtime if 0 < len(runtime) < SOCKET_ROOT - 12 else "/tmp"))  # noqa: S108 - 0700, and its name is random
+    else:
+        path.mkdir(mode=0o700)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class LockFile:

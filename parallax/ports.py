@@ -6,6 +6,7 @@ I/O; an AgentClient joins the two and speaks; a registry knows who is there. `ap
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,49 @@ from parallax.redaction import Secret
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDoor:
-    """The agent's only road to a model: the gateway's base URL for one session, and the token that opens it there.
+    """An agent's only road out: the gateway's base URL for one session, and the token that opens it there.
 
-    `url` holds no secret; the token is worth nothing elsewhere. `url + "/model/anthropic"` and `url + "/model/openai"`
-    are what a CLI gets as its base URL.
+    `url` holds no secret; the token is worth nothing elsewhere. `url + "/model/<provider>"` is what a CLI gets as its
+    base URL (for OpenAI's dialects with `/v1` behind it), `url + "/mcp"` are the team tools. `socket` is the same door
+    as a unix socket of this session alone, for a sandbox without a network: its directory (0700) may be mounted, its
+    path fits the system's limit of about 100 bytes. `providers` are those whose key the gateway adds; `logins` those
+    where it passes the CLI's own login on (the token then goes into the header `x-parallax-session`). Without either,
+    the door opens the team tools alone.
     """
 
     url: str
     token: Secret
+    socket: Path | None = None
+    providers: frozenset[str] = frozenset()
+    logins: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True, kw_only=True)
+class Traffic:
+    """What one session's door has seen so far; a live object, to be read. Times are `time.monotonic`.
+
+    `limited` says that the newest answer was a limit; `resets_at` is the unix time at which it ends, where known.
+    `context_tokens` is what the newest call sent; `context_fill` its share of the model's window (0 to 1), where known.
+    """
+
+    agent_id: str
+    last_byte_at: float
+    in_flight: int = 0
+    requests: int = 0
+    last_status: int | None = None
+    last_error: str | None = None
+    limited: bool = False
+    resets_at: float | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    tokens_per_s: float = 0.0
+    context_tokens: int = 0
+    context_fill: float | None = None
+
+    def silent_s(self) -> float:
+        """Seconds since a byte passed."""
+        return time.monotonic() - self.last_byte_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +68,7 @@ class AgentSession:
     """What an agent needs to start: who it is, where it lives and works, what it may do.
 
     `home` is private to the agent, kept between turns, never under a world-writable directory. `cli_session` is the
-    CLI's own session id, when one is to be resumed. `door` None means that the CLI uses its own login.
+    CLI's own session id, when one is to be resumed. `door` is the gateway's; None where there is no gateway.
     """
 
     agent_id: str
@@ -46,6 +82,27 @@ class AgentSession:
     cli_session: str | None = None
     door: ModelDoor | None = None
     env: Mapping[str, str] | None = None
+
+    @property
+    def model_door(self) -> ModelDoor | None:
+        """The door, if it opens a model with a key of the server's; None means that the CLI uses its own login."""
+        return self.door if self.door is not None and self.door.providers else None
+
+
+class Doors(Protocol):
+    """Where an agent's road out comes from: the gateway."""
+
+    async def open_session(self, session: AgentSession) -> ModelDoor:
+        """A door for one agent; an older one of the same agent is shut."""
+        ...
+
+    async def close_session(self, agent_id: str) -> None:
+        """The door is shut: its token opens nothing any more. Unknown agents are no error."""
+        ...
+
+    def traffic(self, agent_id: str) -> Traffic | None:
+        """What the agent's door has seen; None without a door."""
+        ...
 
 
 class AgentProcess(Protocol):

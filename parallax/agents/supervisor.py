@@ -11,12 +11,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from parallax.errors import AgentCrashed, AgentError, AgentStalled, AgentUnavailable, NotFoundError, leaf
 from parallax.events import Event
 from parallax.models import Agent, AgentState, Progress, Question, Task, TaskResult
-from parallax.ports import AgentClient, AgentRegistry, AgentSession, ModelDoor
+from parallax.ports import AgentClient, AgentRegistry, AgentSession, Doors
 from parallax.redaction import Redactor
 
 Ask: TypeAlias = Callable[[Question], Awaitable[str]]
@@ -26,18 +26,6 @@ OUTPUT_BATCH_S: Final = 0.1
 OUTPUT_KEPT_B: Final = 64 * 1024  # of one batch; the whole stream is bounded by the client's ring
 START_S: Final = 60.0
 WATCH_S: Final = 0.25
-
-
-class Doors(Protocol):
-    """Where an agent's road to a model comes from: the gateway."""
-
-    async def open_session(self, agent_id: str, type_: str) -> ModelDoor | None:
-        """A door for one agent; None when this type uses its own login."""
-        ...
-
-    async def close_session(self, agent_id: str) -> None:
-        """The door is shut."""
-        ...
 
 
 @dataclass(slots=True)
@@ -122,7 +110,7 @@ class AgentSupervisor:
             workspace=str(session.tree),
         )
         await self._say(agent, "agent.starting", role=agent.role, type=agent.type, sandbox=self._sandbox)
-        door = await self._doors.open_session(session.agent_id, session.type)
+        door = await self._doors.open_session(session)
         client = self._open_client(replace(session, door=door))
         managed = _Managed(agent, session, client)
         self._agents[agent.id] = managed

@@ -20,7 +20,9 @@ from parallax.errors import AgentUnavailable, LoginNeeded
 from parallax.ports import AgentSession, ModelDoor
 from parallax.redaction import Secret
 
-DOOR = ModelDoor(url="http://127.0.0.1:9", token=Secret("plx_token"))
+DOOR = ModelDoor(
+    url="http://127.0.0.1:9", token=Secret("plx_token"), providers=frozenset({"anthropic", "openai", "gemini"})
+)
 ALL = [Claude("/bin/claude"), ClaudeHeadless(), Codex("/bin/codex"), CodexHeadless()]
 
 

@@ -7,13 +7,16 @@ import io
 import json
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from parallax.agents.gateway import Account, Gateway, Traffic
+from parallax.agents.clis.catalogue import providers
+from parallax.agents.gateway.service import Account, Gateway
+from parallax.ports import AgentSession, ModelDoor, Traffic
 from parallax.redaction import Redactor, Secret
 
 KEY = "sk-provider-key-0123456789"
@@ -82,15 +85,22 @@ async def upstream() -> AsyncIterator[Upstream]:
 
 
 @pytest.fixture
-async def gateway(upstream: Upstream) -> AsyncIterator[Gateway]:
+async def gateway(upstream: Upstream, place: Path) -> AsyncIterator[Gateway]:
     accounts = {
         "anthropic": Account(base_url=f"{upstream.url}/base/", key=Secret(KEY)),
         "openai": Account(base_url=f"{upstream.url}/v1", key=Secret(KEY)),
     }
-    gateway = Gateway(accounts, Redactor())
+    gateway = Gateway(accounts, Redactor(), providers_of=providers, sockets=place / "run")
     await gateway.start()
     yield gateway
     await gateway.close()
+
+
+def session_of(type_: str, agent_id: str = "a") -> AgentSession:
+    """A session of a type."""
+    return AgentSession(
+        agent_id=agent_id, execution="e1", role="engineer", type=type_, home=Path("/nowhere"), tree=Path("/nowhere")
+    )
 
 
 class Agent:
@@ -100,10 +110,11 @@ class Agent:
         self.gateway = gateway
         self.http = http
         self.url = self.token = ""
+        self.door: ModelDoor
 
     async def open(self, type_: str = "claude") -> Agent:
-        door = await self.gateway.open_session("a", type_)
-        assert door is not None
+        door = await self.gateway.open_session(session_of(type_))
+        self.door = door
         self.url, self.token = door.url, door.token.reveal()
         return self
 
@@ -164,6 +175,55 @@ async def test_a_stream_is_not_held_back_and_is_counted(agent: Agent, upstream: 
     assert (agent.traffic.input_tokens, agent.traffic.output_tokens, agent.traffic.cached_tokens) == (7, 9, 3)
 
 
+async def test_each_session_has_a_socket_of_its_own(agent: Agent, gateway: Gateway, upstream: Upstream) -> None:
+    await agent.open()
+    other = await gateway.open_session(session_of("claude", "b"))
+    assert agent.door.socket is not None
+    assert other.socket is not None
+    assert agent.door.socket.parent != other.socket.parent
+    assert agent.door.socket.parent.stat().st_mode & 0o777 == 0o700
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(agent.door.socket))) as inside:
+        url = "http://127.0.0.1:8899/model/anthropic/v1/echo"
+        async with inside.post(url, data=b"x", headers={"x-api-key": agent.token}) as reply:
+            assert (reply.status, await reply.read()) == (200, b"x")
+        async with inside.post(url, data=b"x", headers={"x-api-key": other.token.reveal()}) as reply:
+            assert reply.status == 401
+    await gateway.close_session("a")
+    assert not agent.door.socket.parent.exists()
+    assert len(upstream.seen) == 1
+
+
+async def test_the_team_tools_are_asked_in_the_name_of_the_session(agent: Agent, gateway: Gateway) -> None:
+    await agent.open("scripted")  # without an account: it opens the tools alone
+    async with agent.ask("/mcp") as reply:
+        assert reply.status == 404
+
+    async def tools(agent_id: str, request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"agent": agent_id, "body": await request.text()})
+
+    gateway.tools = tools
+    bearer = {"x-api-key": "", "Authorization": f"Bearer {agent.token}"}
+    async with agent.ask("/mcp", headers=bearer, data="hello") as reply:
+        assert await reply.json() == {"agent": "a", "body": "hello"}
+    async with agent.ask("/mcp", headers={"x-api-key": "wrong"}) as reply:
+        assert reply.status == 401
+
+
+async def test_who_parks_agents_hears_of_a_limit(agent: Agent, gateway: Gateway) -> None:
+    heard: list[tuple[str, float | None, str]] = []
+
+    async def limits(agent_id: str, until: float | None, cause: str) -> None:
+        heard.append((agent_id, until, cause))
+
+    gateway.limits = limits
+    await agent.open()
+    async with agent.ask("/model/anthropic/limited") as reply:
+        assert reply.status == 429
+    [(agent_id, until, cause)] = heard
+    assert (agent_id, cause) == ("a", "anthropic answered 429")
+    assert 25 < (until or 0) - time.time() < 31
+
+
 async def test_without_a_living_token_nothing_opens(agent: Agent, gateway: Gateway, upstream: Upstream) -> None:
     await agent.open()
     for headers in ({"x-api-key": "wrong"}, {"x-api-key": KEY}, {"x-api-key": ""}):
@@ -193,10 +253,15 @@ async def test_a_new_session_ends_the_old_ones_token(agent: Agent) -> None:
         assert reply.status == 200
 
 
-async def test_types_without_a_provider_or_key_get_no_door() -> None:
-    gateway = Gateway({"anthropic": Account(base_url="http://127.0.0.1:1")})
-    for type_ in ("claude", "codex", "scripted"):
-        assert await gateway.open_session("a", type_) is None
+async def test_types_without_a_provider_or_key_open_no_model() -> None:
+    gateway = Gateway({"anthropic": Account(base_url="http://127.0.0.1:1")}, providers_of=providers)
+    await gateway.start()
+    claude = await gateway.open_session(session_of("claude"))
+    assert (claude.providers, claude.logins, claude.socket) == (set(), {"anthropic"}, None)
+    for type_ in ("codex", "scripted"):
+        door = await gateway.open_session(session_of(type_))
+        assert (door.providers, door.logins) == (set(), set())
+    await gateway.close()
 
 
 @pytest.mark.parametrize("path", ["../x", "v1/../../x", "%2e%2e/x", "v1/%2E./x", "./x"])
@@ -233,7 +298,7 @@ async def test_a_limit_is_seen_and_forgotten(agent: Agent) -> None:
 
 
 async def test_an_unreachable_provider_is_an_error_in_its_dialect() -> None:
-    gateway = Gateway({"anthropic": Account(base_url="http://127.0.0.1:1", key=Secret(KEY))})
+    gateway = Gateway({"anthropic": Account(base_url="http://127.0.0.1:1", key=Secret(KEY))}, providers_of=providers)
     await gateway.start()
     async with aiohttp.ClientSession() as http:
         agent = await Agent(gateway, http).open()

@@ -32,7 +32,12 @@ Replay = Callable[..., HeadlessClient]
 def replay(runtime: LocalRuntime, session: AgentSession, tmp_path: Path, owner: str) -> Any:
     """`replay("claude-write", code=0)`: a client whose CLI prints that transcript (or those lines) and exits so."""
 
-    at_door = replace(session, door=ModelDoor(url="http://127.0.0.1:9", token=Secret("plx_token")))
+    at_door = replace(
+        session,
+        door=ModelDoor(
+            url="http://127.0.0.1:9", token=Secret("plx_token"), providers=frozenset({"anthropic", "openai", "gemini"})
+        ),
+    )
 
     def client(
         lines: str | list[Any], *, code: int = 0, cli: AgentCLI | None = None, end: str = "", err: str = ""

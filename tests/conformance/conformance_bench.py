@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_server import ModelServer
 
 from parallax.agents.clients.factory import make_client
 from parallax.agents.clis import catalogue
-from parallax.agents.gateway import Gateway
+from parallax.agents.gateway.service import Gateway
 from parallax.agents.runtimes.local import LocalRuntime
 from parallax.ports import AgentClient, AgentSession
 
@@ -45,8 +45,9 @@ class Bench:
             tree=self.place / "tree",
             preset=preset,
             cli_session=cli_session,
-            door=await self.gateway.open_session(agent_id, type_) if door else None,
         )
+        if door:
+            session = replace(session, door=await self.gateway.open_session(session))
         client = make_client(found, runtime=self.runtime, session=session)
         self.clients.append(client)
         await client.open()

@@ -20,7 +20,8 @@ from conformance_bench import KEYS, Bench
 from install import PACKAGES, cache, install
 from model_server import ModelServer
 
-from parallax.agents.gateway import Account, Gateway
+from parallax.agents.clis.catalogue import providers
+from parallax.agents.gateway.service import Account, Gateway
 from parallax.agents.runtimes.local import LocalRuntime
 from parallax.redaction import Secret
 
@@ -53,7 +54,7 @@ async def bench(request: pytest.FixtureRequest, clis: dict[str, Path], place: Pa
             "anthropic": Account(base_url=f"{model.url}/{scenario}", key=Secret(KEYS["anthropic"])),
             "openai": Account(base_url=f"{model.url}/{scenario}/v1", key=Secret(KEYS["openai"])),
         }
-        gateway = Gateway(accounts)
+        gateway = Gateway(accounts, providers_of=providers)
         await gateway.start()
         bench = Bench(model, gateway, LocalRuntime(owner), place, clis, [])
         try:

@@ -81,7 +81,7 @@ def prepare_home(cli: AgentCLI, session: AgentSession) -> None:
     session.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, text in cli.files(session).items():
         _write(session.home, name, text.encode())
-    if session.door is None and isinstance(cli, HasLogin):
+    if session.model_door is None and isinstance(cli, HasLogin):
         _copy_login(cli.type, cli.login_files(), session)
 
 

@@ -60,6 +60,7 @@ class _Known:
     adapter: str | None = None
     keys: tuple[str, ...] = ()
     login: Callable[[], Mapping[str, Path]] = dict
+    providers: tuple[str, ...] = ()  # whose models it can be pointed at through the gateway
     served: bool = (
         True  # whether Parallax can give it an account: the gateway speaks its dialect, or its login is known
     )
@@ -73,6 +74,7 @@ _KNOWN: Final[Mapping[str, _Known]] = {
         install="npm install -g @anthropic-ai/claude-code @agentclientprotocol/claude-agent-acp",
         keys=("ANTHROPIC_API_KEY",),
         login=claude_login,
+        providers=("anthropic",),
     ),
     "codex": _Known(
         name="Codex",
@@ -81,6 +83,7 @@ _KNOWN: Final[Mapping[str, _Known]] = {
         install="npm install -g @openai/codex @agentclientprotocol/codex-acp",
         keys=("OPENAI_API_KEY",),
         login=codex_login,
+        providers=("openai",),
     ),
     "gemini": _Known(name="Gemini CLI", program="gemini", install="npm install -g @google/gemini-cli", served=False),
     "opencode": _Known(name="OpenCode", program="opencode", install="npm install -g opencode-ai", served=False),
@@ -130,6 +133,12 @@ _COMMANDS: Final[Mapping[str, AcpCommand]] = {
 def known_types() -> tuple[str, ...]:
     """Every type that can be named in a pattern or with `--agent`."""
     return ("scripted", *_KNOWN)
+
+
+def providers(type_: str) -> tuple[str, ...]:
+    """The providers whose doors a type uses."""
+    known = _KNOWN.get(type_)
+    return known.providers if known is not None else ()
 
 
 def find(

@@ -64,9 +64,9 @@ def environment(session: AgentSession) -> tuple[dict[str, str], dict[str, Secret
     if session.preset == "autonomous":
         more["IS_SANDBOX"] = "1"  # root may bypass permissions only so; placement gives this preset only in a sandbox
     secrets = {}
-    if session.door is not None:
-        more["ANTHROPIC_BASE_URL"] = f"{session.door.url}/model/anthropic"
-        secrets["ANTHROPIC_API_KEY"] = session.door.token
+    if session.model_door is not None:
+        more["ANTHROPIC_BASE_URL"] = f"{session.model_door.url}/model/anthropic"
+        secrets["ANTHROPIC_API_KEY"] = session.model_door.token
     return base_env(session, **more), secrets
 
 

@@ -40,16 +40,16 @@ def config(session: AgentSession) -> Mapping[str, str]:
     lines = ["check_for_update_on_startup = false"]
     if session.model:
         lines.append(f"model = {json.dumps(session.model)}")
-    if session.door is not None:
+    if session.model_door is not None:
         lines.append('model_provider = "parallax"')
     lines += [f"sandbox_mode = {json.dumps(sandbox)}", "", "[analytics]", "enabled = false"]
     lines += ["", "[sandbox_workspace_write]", f"network_access = {json.dumps(network)}"]
-    if session.door is not None:
+    if session.model_door is not None:
         lines += [
             "",
             "[model_providers.parallax]",
             'name = "Parallax"',
-            f"base_url = {json.dumps(session.door.url + '/model/openai/v1')}",
+            f"base_url = {json.dumps(session.model_door.url + '/model/openai/v1')}",
             'env_key = "OPENAI_API_KEY"',
             'wire_api = "responses"',
             "request_max_retries = 2",  # they multiply: 30 requests by default; retrying is Parallax's
@@ -61,7 +61,7 @@ def config(session: AgentSession) -> Mapping[str, str]:
 def environment(session: AgentSession) -> tuple[dict[str, str], dict[str, Secret]]:
     """Environment and secrets."""
     more = {"CODEX_HOME": str(session.home / CONFIG_DIR), "NO_BROWSER": "1"}
-    secrets = {} if session.door is None else {"OPENAI_API_KEY": session.door.token}
+    secrets = {} if session.model_door is None else {"OPENAI_API_KEY": session.model_door.token}
     return base_env(session, **more), secrets
 
 
@@ -78,7 +78,7 @@ class Codex(AcpDialect):
         """`program` is the adapter."""
         env, secrets = environment(session)
         env["INITIAL_AGENT_MODE"] = PRESETS[session.preset][0]
-        if session.door is not None:
+        if session.model_door is not None:
             env["MODEL_PROVIDER"] = "parallax"
         if self.executable:
             env["CODEX_PATH"] = self.executable

@@ -35,18 +35,18 @@ class AcpCommand(AcpDialect):
 
     def launch(self, session: AgentSession, program: str) -> LaunchSpec:
         """The command with the agent's own environment."""
-        templates = {**self._env, **(self._door_env if session.door is not None else {})}
+        templates = {**self._env, **(self._door_env if session.model_door is not None else {})}
         fill = {
             "home": str(session.home),
             "model": session.model or "",
-            "url": session.door.url if session.door else "",
+            "url": session.model_door.url if session.model_door else "",
         }
         env = {
             name: value.format_map(fill)
             for name, value in templates.items()
             if session.model is not None or "{model}" not in value
         }
-        secrets = {self._key: session.door.token} if session.door is not None and self._key else {}
+        secrets = {self._key: session.model_door.token} if session.model_door is not None and self._key else {}
         return LaunchSpec(
             argv=(program, *self._argv),
             cwd=session.tree,

@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import secrets
 import time
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 import aiohttp
 import orjson
@@ -26,20 +28,20 @@ from yarl import URL
 
 from parallax.agents.clients.wire import Lines
 from parallax.errors import ConfigurationError
-from parallax.ports import ModelDoor
+from parallax.ports import AgentSession, ModelDoor, Traffic
 from parallax.redaction import Redactor, Secret
 
-# Which provider's door an agent type gets. A type that is not here uses its own login or needs no model.
-PROVIDERS: Final[Mapping[str, str]] = {"claude": "anthropic", "codex": "openai"}
 # RFC 9110 hop-by-hop, and what is the gateway's own to set.
 DROPPED: Final = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer"}
-    | {"transfer-encoding", "upgrade", "host", "authorization", "x-api-key", "cookie", "accept-encoding", "expect"}
+    | {"transfer-encoding", "upgrade", "host", "authorization", "x-api-key", "x-goog-api-key", "x-parallax-session"}
+    | {"cookie", "accept-encoding", "expect"}
 )
 DROPPED_BACK: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "upgrade", "trailer", "set-cookie"})
 CONNECT_S: Final = 15.0
 SILENT_S: Final = 600.0
 USAGE_LINE: Final = 4 * 1024 * 1024
+SOCKET_PATH: Final = 100  # bytes of a unix socket's path; Linux takes 107, others less
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -51,50 +53,58 @@ class Account:
     key: Secret | None = None
 
 
-@dataclass(slots=True)
-class Traffic:
-    """What one session's door has seen. Times are `time.monotonic`, `resets_at` is a unix time."""
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """One agent's door."""
 
-    agent_id: str
-    provider: str
-    last_byte_at: float = field(default_factory=time.monotonic)
-    in_flight: int = 0
-    requests: int = 0
-    last_status: int | None = None
-    limited: bool = False
-    resets_at: float | None = None
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
+    session: AgentSession
+    door: ModelDoor
+    traffic: Traffic
+    site: web.UnixSite | None
 
-    def silent_s(self) -> float:
-        """Seconds since a byte passed."""
-        return time.monotonic() - self.last_byte_at
+
+Tools: TypeAlias = Callable[[str, web.BaseRequest], Awaitable[web.StreamResponse]]
+Limits: TypeAlias = Callable[[str, float | None, str], Awaitable[None]]
 
 
 class Gateway:
-    """One small server on loopback, on a port of the system's choosing."""
+    """One small server on loopback, on a port of the system's choosing, and one unix socket for each session.
 
-    def __init__(self, accounts: Mapping[str, Account], redactor: Redactor | None = None) -> None:
+    `providers_of` gives the providers that an agent type speaks to; `sockets` is a directory for the unix sockets, on
+    a short path, None for none. Set after building, by those who have them: `tools(agent_id, request)` answers `/mcp`,
+    `limits(agent_id, until, cause)` hears that an agent's account is limited until a unix time (None: not known).
+    """
+
+    def __init__(
+        self,
+        accounts: Mapping[str, Account],
+        redactor: Redactor | None = None,
+        *,
+        providers_of: Callable[[str], tuple[str, ...]],
+        sockets: Path | None = None,
+    ) -> None:
         self._accounts = dict(accounts)
         self._redactor = redactor
-        self._sessions: dict[str, Traffic] = {}  # sha256 of the token -> its session
-        self._doors: dict[str, tuple[str, Secret]] = {}  # agent -> hash, token
-        self._runner: web.AppRunner | None = None
+        self._providers_of = providers_of
+        self._sockets = sockets
+        self._sessions: dict[str, _Session] = {}  # sha256 of the token -> its session
+        self._doors: dict[str, str] = {}  # agent -> hash
+        self._runner: web.ServerRunner | None = None
         self._client: aiohttp.ClientSession | None = None
         self._url = ""
+        self.tools: Tools | None = None
+        self.limits: Limits | None = None
 
     async def start(self) -> str:
         """Listen; returns the base URL. Raises ConfigurationError when no port can be had."""
-        app = web.Application(client_max_size=0)
-        app.router.add_route("*", "/model/{provider}/{tail:.*}", self._handle)
         self._client = aiohttp.ClientSession(
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S),
             connector=aiohttp.TCPConnector(limit=0),
         )
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        server = web.Server(self._handle, access_log=None)
+        self._runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         try:
@@ -107,7 +117,8 @@ class Gateway:
 
     async def close(self) -> None:
         """Shut every door."""
-        self._sessions.clear()
+        for agent_id in list(self._doors):
+            await self.close_session(agent_id)
         if self._runner is not None:
             await self._runner.cleanup()
         if self._client is not None:
@@ -118,55 +129,107 @@ class Gateway:
         """Where it listens."""
         return self._url
 
-    async def open_session(self, agent_id: str, type_: str) -> ModelDoor | None:
-        """A door for one agent; None when its type has no provider here, or no key: it then uses its own login."""
-        provider = PROVIDERS.get(type_, "")
-        account = self._accounts.get(provider)
-        if account is None or account.key is None:
-            return None
-        await self.close_session(agent_id)
+    # -- sessions ------------------------------------------------------------------------------------------------------
+
+    async def open_session(self, session: AgentSession) -> ModelDoor:
+        """A door for one agent; an older one of the same agent is shut. Raises ConfigurationError."""
+        await self.close_session(session.agent_id)
         token = Secret(f"plx_{secrets.token_urlsafe(32)}")
+        socket, site = await self._listen()
+        known = {name: self._accounts[name] for name in self._providers_of(session.type) if name in self._accounts}
+        door = ModelDoor(
+            url=self._url,
+            token=token,
+            socket=socket,
+            providers=frozenset(name for name, account in known.items() if account.key is not None),
+            logins=frozenset(name for name, account in known.items() if account.key is None),
+        )
         if self._redactor is not None:
             self._redactor.learn(token)
         hashed = _hash(token.reveal())
-        self._sessions[hashed] = Traffic(agent_id, provider)
-        self._doors[agent_id] = (hashed, token)
-        return ModelDoor(url=self._url, token=token)
+        traffic = Traffic(agent_id=session.agent_id, last_byte_at=time.monotonic())
+        self._sessions[hashed] = _Session(session, door, traffic, site)
+        self._doors[session.agent_id] = hashed
+        return door
+
+    async def _listen(self) -> tuple[Path, web.UnixSite] | tuple[None, None]:
+        """A socket of one session, in a directory of its own that nobody else may enter."""
+        if self._sockets is None:
+            return None, None
+        assert self._runner is not None
+        directory = self._sockets / secrets.token_hex(4)
+        path = directory / "gateway.sock"
+        if len(os.fsencode(path)) > SOCKET_PATH:
+            raise ConfigurationError(f"The path of a gateway socket is too long for this system: {path}")
+        try:
+            directory.mkdir(mode=0o700, parents=True)
+            site = web.UnixSite(self._runner, path)
+            await site.start()
+        except OSError as error:
+            raise ConfigurationError(f"The gateway cannot listen on {path}: {error}") from None
+        return path, site
 
     async def close_session(self, agent_id: str) -> None:
-        """The agent's token opens nothing any more. Unknown agents are no error."""
-        if (door := self._doors.pop(agent_id, None)) is not None:
-            self._sessions.pop(door[0], None)
-            if self._redactor is not None:
-                self._redactor.forget(door[1])
+        """The agent's token opens nothing any more, its socket is gone. Unknown agents are no error."""
+        hashed = self._doors.pop(agent_id, None)
+        if hashed is None:
+            return
+        closed = self._sessions.pop(hashed)
+        if self._redactor is not None:
+            self._redactor.forget(closed.door.token)
+        if closed.site is not None and closed.door.socket is not None:
+            await closed.site.stop()
+            closed.door.socket.unlink(missing_ok=True)
+            closed.door.socket.parent.rmdir()
 
     def traffic(self, agent_id: str) -> Traffic | None:
         """What the agent's door has seen; None without a door."""
-        door = self._doors.get(agent_id)
-        return self._sessions.get(door[0]) if door else None
+        hashed = self._doors.get(agent_id)
+        return self._sessions[hashed].traffic if hashed else None
 
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        provider = request.match_info["provider"]
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def _session_of(self, request: web.BaseRequest) -> _Session | None:
+        """Whose token it is. Through a session's socket only its own token opens."""
+        found = self._sessions.get(_hash(_token_of(request)))
+        if found is None or request.transport is None:
+            return None
+        came_by = request.transport.get_extra_info("sockname")
+        return found if not isinstance(came_by, str) or came_by == str(found.door.socket) else None
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        session = self._session_of(request)
+        head, _, rest = request.path.removeprefix("/").partition("/")
+        if head == "mcp":
+            return await self._tool(session, request)
+        provider = rest.partition("/")[0] if head == "model" else ""
         account = self._accounts.get(provider)
-        traffic = self._sessions.get(_hash(_token_of(request)))
-        if account is None or account.key is None or traffic is None or traffic.provider != provider:
+        if account is None or account.key is None or session is None or provider not in session.door.providers:
             return _refusal(provider, 401, "This session has ended, or the token is not for this provider.")
         target = _target(account, provider, request)
         if target is None:
             return _refusal(provider, 404, "No such path.")
+        traffic = session.traffic
         traffic.requests += 1
         traffic.in_flight += 1
         traffic.last_byte_at = time.monotonic()
         try:
             return await self._pass(request, provider, account.key, target, traffic)
         except (aiohttp.ClientError, TimeoutError) as error:
-            traffic.last_status = 502
+            traffic.last_status, traffic.last_error = 502, type(error).__name__
             return _refusal(provider, 502, f"The provider cannot be reached: {type(error).__name__}.")
         finally:
             traffic.in_flight -= 1
 
+    async def _tool(self, session: _Session | None, request: web.BaseRequest) -> web.StreamResponse:
+        if session is None:
+            return _refusal("", 401, "This session has ended, or the token is not for this door.")
+        if self.tools is None:
+            return _refusal("", 404, "There are no team tools here.")
+        return await self.tools(session.session.agent_id, request)
+
     async def _pass(
-        self, request: web.Request, provider: str, key: Secret, target: URL, traffic: Traffic
+        self, request: web.BaseRequest, provider: str, key: Secret, target: URL, traffic: Traffic
     ) -> web.StreamResponse:
         assert self._client is not None
         headers = [(name, value) for name, value in request.headers.items() if name.lower() not in DROPPED]
@@ -182,6 +245,9 @@ class Gateway:
         ) as upstream:
             traffic.last_status = upstream.status
             _note_limit(traffic, upstream)
+            if traffic.limited and self.limits is not None:
+                cause = f"{provider} answered {upstream.status}"
+                await self.limits(traffic.agent_id, traffic.resets_at, cause)
             if 300 <= upstream.status < 400:
                 return _refusal(provider, 502, "The provider answered with a redirect; the gateway follows none.")
             kept = [(name, value) for name, value in upstream.headers.items() if name.lower() not in DROPPED_BACK]
@@ -255,9 +321,10 @@ def _hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _token_of(request: web.Request) -> str:
-    if key := request.headers.get("x-api-key"):
-        return key
+def _token_of(request: web.BaseRequest) -> str:
+    for name in ("x-parallax-session", "x-api-key", "x-goog-api-key"):
+        if key := request.headers.get(name):
+            return key
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
@@ -266,7 +333,7 @@ def _key_header(provider: str, key: Secret) -> tuple[str, str]:
     return ("x-api-key", key.reveal()) if provider == "anthropic" else ("Authorization", f"Bearer {key.reveal()}")
 
 
-def _target(account: Account, provider: str, request: web.Request) -> URL | None:
+def _target(account: Account, provider: str, request: web.BaseRequest) -> URL | None:
     """Below the configured base URL, with path and query as the agent wrote them; None for what would leave it."""
     path = request.raw_path.partition("?")[0].removeprefix(f"/model/{provider}/")
     if provider == "openai":  # the base URL has the version, as OPENAI_BASE_URL always had
