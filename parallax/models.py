@@ -20,6 +20,7 @@ from parallax.redaction import Secret
 
 Json: TypeAlias = Any
 
+PRICED: Final = ("estimated", "reported", "table")  # from the least sure to the surest
 _CROCKFORD: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 EXECUTION_ID: Final = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")
 
@@ -102,25 +103,38 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What something cost. `cost` is in micro-dollars; `priced` says who priced it: reported, table, estimated."""
+    """What something used. Input without what came from or went into the provider's cache; output with reasoning.
+
+    `cost` is in micro-dollars; `priced` says where it comes from: `table` (tokens that the provider counted, at list
+    prices), `reported` (the CLI's own word), `estimated` (nobody counted, or nobody knows the price). A sum is as sure
+    as its least sure part that cost something.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
     cost: int = 0
     turns: int = 0
     wall_s: float = 0.0
     priced: str = "estimated"
 
+    @property
+    def tokens(self) -> int:
+        """All of them: what a budget in tokens counts."""
+        return self.input_tokens + self.output_tokens + self.cached_tokens + self.cache_write_tokens
+
     def __add__(self, other: Usage) -> Usage:
+        told = [part.priced for part in (self, other) if part.tokens or part.cost]
         return Usage(
             input_tokens=self.input_tokens + other.input_tokens,
             output_tokens=self.output_tokens + other.output_tokens,
             cached_tokens=self.cached_tokens + other.cached_tokens,
+            cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
             cost=self.cost + other.cost,
             turns=self.turns + other.turns,
             wall_s=round(self.wall_s + other.wall_s, 6),
-            priced=self.priced if self.priced == other.priced or not other.cost else other.priced,
+            priced=min(told or ["estimated"], key=PRICED.index),
         )
 
 

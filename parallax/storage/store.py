@@ -25,6 +25,7 @@ from sqlalchemy import (
     ScalarSelect,
     Table,
     bindparam,
+    case,
     event,
     func,
     insert,
@@ -42,6 +43,9 @@ from parallax.models import Execution, ExecutionState, Json, Question, Usage
 from parallax.storage import tables as t
 from parallax.storage.writer import Writer
 
+SUMS: Final = (
+    "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "cost", "turns", "wall_s",
+)  # fmt: skip
 _DIALECT: Final = sqlite.dialect(paramstyle="named")
 
 
@@ -145,6 +149,20 @@ def _insert(table_name: str, replace_row: bool) -> str:
     table = t.metadata.tables[table_name]
     statement = insert(table).values({column.name: bindparam(column.name) for column in table.c})
     return _sql(statement.prefix_with("OR REPLACE") if replace_row else statement)
+
+
+@cache
+def _update_call(columns: tuple[str, ...]) -> str:
+    rows = t.calls
+    return _sql(
+        update(rows).where(rows.c.id == bindparam("b_id")).values({name: bindparam(f"v_{name}") for name in columns})
+    )
+
+
+def set_call(call_id: str, **columns: Any) -> Write:
+    """Set columns of one row of what was spent."""
+    params = {"b_id": call_id} | {f"v_{name}": value for name, value in columns.items()}
+    return Write(_update_call(tuple(columns)), params, expect=1)
 
 
 def insert_row(table_name: str, row: dict[str, Any], *, replace_row: bool = False) -> Write:
@@ -344,6 +362,26 @@ class Store:
             select(func.count().label("n")).where(t.events.c.execution == execution, t.events.c.type == type_)
         )
         return int(rows[0]["n"])
+
+    async def spent(
+        self, *, execution: str | None = None, by: Sequence[str] = (), since: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """What was spent, summed up by columns of `calls` (and `day`, in UTC): one row per group, the dearest first."""
+        rows = t.calls.c
+        columns: dict[str, Any] = {name: rows[name] for name in by if name != "day"}
+        if "day" in by:
+            columns["day"] = func.date(rows.at, "unixepoch")
+        sums = {name: func.sum(rows[name]) for name in SUMS}
+        counts = {
+            "calls": func.sum(case((rows.kind == "call", 1), else_=0)),
+            "cost_estimated": func.sum(case((rows.priced == "estimated", rows.cost), else_=0)),
+            "cost_reported": func.sum(case((rows.priced == "reported", rows.cost), else_=0)),
+        }
+        labelled = [column.label(name) for name, column in (columns | sums | counts).items()]
+        statement = select(*labelled).where(rows.at >= since).group_by(*columns.values()).order_by(sums["cost"].desc())
+        if execution is not None:
+            statement = statement.where(rows.execution == execution)
+        return [dict(row) for row in await self._rows(statement)]
 
     async def question(self, question_id: str) -> Question:
         """One question; raises NotFoundError."""

@@ -131,3 +131,33 @@ idempotency = Table(
     Column("execution", Text, nullable=False),
     Column("at", Float, nullable=False),
 )
+
+# What was spent, a row per model call and a row per turn of an agent. A call is `reserved` with the most that it may
+# cost before it goes out, `settled` with what it did cost, and `lost` (still at its most) when the server died between.
+calls = Table(
+    "calls",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("execution", Text, nullable=False),
+    Column("kind", Text, nullable=False),  # call, turn, or report: what a CLI said of calls that nobody saw
+    Column("state", Text, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("step_key", Text, nullable=False),
+    Column("task", Text, nullable=False),
+    Column("provider", Text, nullable=False, server_default=""),
+    Column("account", Text, nullable=False, server_default=""),
+    Column("model", Text, nullable=False, server_default=""),
+    Column("status", Integer),
+    Column("priced", Text, nullable=False),
+    Column("input_tokens", Integer, nullable=False),
+    Column("output_tokens", Integer, nullable=False),
+    Column("cached_tokens", Integer, nullable=False),
+    Column("cache_write_tokens", Integer, nullable=False),
+    Column("cost", Integer, nullable=False),
+    Column("turns", Integer, nullable=False),
+    Column("wall_s", Float, nullable=False),
+    Column("at", Float, nullable=False),
+    Index("calls_execution", "execution"),
+    Index("calls_at", "at"),
+)

@@ -23,6 +23,7 @@ from parallax.storage.store import (
     guard,
     insert_row,
     question_row,
+    set_call,
     set_execution,
 )
 
@@ -186,3 +187,29 @@ async def test_readers_that_leave_in_the_middle_do_not_hold_the_store_open(tmp_p
             with contextlib.suppress(asyncio.CancelledError):
                 await reading
     assert time.monotonic() - begun < 3.0
+
+
+async def test_what_was_spent_is_summed_up_as_asked(tmp_path: Path) -> None:
+    def row(name: str, **more: object) -> dict[str, object]:
+        zero = dict.fromkeys(("input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "cost"), 0)
+        where = {"execution": "e", "agent_id": "a", "role": "r", "step_key": "s", "task": "t", "provider": "p"}
+        return zero | where | {
+            "id": name, "kind": "call", "state": "reserved", "account": "", "model": "m", "priced": "estimated",
+            "turns": 0, "wall_s": 0.0, "at": 86_400.0, "cost": 10,
+        } | more  # fmt: skip
+
+    async with Store(tmp_path / "parallax.db") as opened:
+        rows = [row("1"), row("2", role="q"), row("3", at=2 * 86_400.0, kind="turn", turns=1, cost=0)]
+        await opened.commit(Change([insert_row("calls", made) for made in rows]))
+        await opened.commit(Change([set_call("2", state="settled", cost=4, output_tokens=7, priced="table")]))
+        by_role = await opened.spent(execution="e", by=("role",))
+        assert [(r["role"], r["cost"], r["cost_estimated"], r["calls"]) for r in by_role] == [
+            ("r", 10, 10, 1), ("q", 4, 0, 1),
+        ]  # fmt: skip
+        by_day = await opened.spent(by=("day",))
+        assert [(r["day"], r["cost"], r["turns"], r["output_tokens"]) for r in by_day] == [
+            ("1970-01-02", 14, 0, 7), ("1970-01-03", 0, 1, 0),
+        ]  # fmt: skip
+        assert await opened.spent(execution="other", by=("role",)) == []
+        with pytest.raises(FencedError):
+            await opened.commit(Change([set_call("9", cost=1)]))
