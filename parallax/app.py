@@ -86,7 +86,10 @@ class Parallax:
                 "PARALLAX_SANDBOX=require, but this version has no sandbox yet: set auto or off, "
                 "and run agents only on repositories and goals that you trust"
             )
-        failpoints.arm(settings.failpoints)
+        try:
+            failpoints.arm(settings.failpoints)
+        except ValueError as error:
+            raise ConfigurationError(f"PARALLAX_FAILPOINTS: {error}") from None
         telemetry.configure(settings.log_level, self.redact)
         data = data_directory(settings.data_dir)
         self._lock = stack.enter_context(LockFile(data / "lock"))
@@ -141,6 +144,7 @@ class Parallax:
             places=settings.max_agents or max(1, min(16, free)),
             homes=settings.homes,
             retry=RetryPolicy(retries=settings.agent_retries),
+            recoveries=settings.max_recoveries,
             runs=settings.execution_engine,
         )
 

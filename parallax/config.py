@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     agent_retries: int = Field(default=2, ge=0, le=20)
     max_agents: int | None = Field(default=None, ge=1)
     max_executions: int = Field(default=100, ge=1)
+    max_recoveries: int = Field(default=5, ge=1)
     agent_script: Path | None = None
     scripted_ledger: Path | None = None
     failpoints: str = ""

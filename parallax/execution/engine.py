@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,13 +37,23 @@ from parallax.execution.course import Course
 from parallax.execution.host import ExecutionHost
 from parallax.execution.journal import Journal, input_hash, step_from_json
 from parallax.execution.questions import QuestionDesk
+from parallax.execution.recovery import Recovery
 from parallax.execution.resilience import RetryPolicy
 from parallax.execution.runtime_manager import RuntimeManager
 from parallax.failpoints import fp
 from parallax.models import Execution, ExecutionState, Json, Usage, new_id
 from parallax.patterns.engine import Pattern, PatternEngine, check_input
 from parallax.patterns.plan import Plan, plan_of
-from parallax.storage.store import Change, Store, execution_row, guard, insert_row, not_ended, set_execution
+from parallax.storage.store import (
+    Change,
+    Store,
+    execution_row,
+    guard,
+    insert_row,
+    not_ended,
+    set_execution,
+    uncount_recovery,
+)
 from parallax.telemetry import logger
 from parallax.workspaces.checks import CheckRunner
 from parallax.workspaces.integration import Integration
@@ -51,7 +61,7 @@ from parallax.workspaces.profile import Profile
 from parallax.workspaces.repository import Repository
 from parallax.workspaces.service import WorkspaceService
 
-MAX_RECOVERIES: Final = 5
+WATCH_S: Final = 10.0
 _log = logger("engine")
 LIVE: Final = (ExecutionState.QUEUED, ExecutionState.RUNNING, ExecutionState.CANCELLING)
 
@@ -99,6 +109,7 @@ class _Running:
     journal: Journal | None = None
     cancelled_by: str | None = None
     begun: bool = False
+    floor: Callable[[], None] | None = None  # gives back the floor that a suspect had to itself
 
 
 class ExecutionEngine:
@@ -122,6 +133,7 @@ class ExecutionEngine:
         places: int,
         homes: Path,
         retry: RetryPolicy,
+        recoveries: int = 5,
         runs: bool = True,
     ) -> None:
         self._store = store
@@ -139,8 +151,10 @@ class ExecutionEngine:
         self._places = asyncio.Semaphore(places)
         self._homes = homes
         self._retry = retry
+        self._recovery = Recovery(recoveries)
         self._runs = runs
         self._group = asyncio.TaskGroup()
+        self._watchdog: asyncio.Task[None] | None = None
         self._running: dict[str, _Running] = {}
         self._epoch = 0
         self.ready = asyncio.Event()
@@ -152,6 +166,7 @@ class ExecutionEngine:
         self._epoch = await self._store.next_epoch()
         if self._runs:
             await self._recover()
+            self._watchdog = self._group.create_task(self._watch(), name="watchdog")
         self.ready.set()
         return self
 
@@ -159,15 +174,37 @@ class ExecutionEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.ready.clear()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        stopped = [execution_id for execution_id, running in self._running.items() if running.journal is not None]
         for running in self._running.values():
             running.task.cancel()  # they stay `running` in the store: the next start resumes them
         await self._group.__aexit__(None, None, None)  # what failed around the engine is not wrapped by it
+        await self._stopped_in_order(stopped)
+
+    async def _stopped_in_order(self, executions: Iterable[str]) -> None:
+        """A stop in good order is no crash: it does not count among an execution's recoveries."""
+        try:
+            for execution_id in executions:
+                await self._store.commit(Change([uncount_recovery(execution_id, self._epoch)]))
+        except StorageError as error:
+            _log.error("the store refused", cause=str(error))
 
     async def _recover(self) -> None:
+        """Begin every live execution that has no task here."""
         fp("recovery.scan.mid")
         for execution in await self._store.executions(states=LIVE, limit=10_000):
-            if execution.epoch < self._epoch:
+            if execution.id not in self._running:
                 self._begin(execution)
+
+    async def _watch(self) -> None:
+        """Every live execution has a task, always: one that lost it, because the store refused, gets another."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            try:
+                await self._recover()
+            except StorageError as error:
+                _log.error("the store refused", cause=str(error))
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -175,6 +212,8 @@ class ExecutionEngine:
         return tuple(self._running)
 
     def _begin(self, execution: Execution) -> None:
+        if execution.id in self._running:
+            return
         task = self._group.create_task(self._guarded(execution), name=f"execution {execution.id}")
         self._running[execution.id] = _Running(task)
 
@@ -315,6 +354,8 @@ class ExecutionEngine:
             guard(execution_id, execution.epoch),
             set_execution(execution_id, state=str(ExecutionState.RUNNING), reason=None, recoveries=0),
         ]
+        if (ending := self._running.get(execution_id)) is not None:
+            await asyncio.wait({ending.task})  # it was parked a moment ago and is letting its agents go
         await self._store.commit(Change(changes))
         released = await self._store.execution(execution_id)
         if self._runs:
@@ -345,6 +386,8 @@ class ExecutionEngine:
         except Exception as error:  # noqa: BLE001 - the last line: the cause is recorded, the neighbours go on
             await self._kept(execution, self._park(execution, f"{type(error).__name__}: {error}"))
         finally:
+            if running.floor is not None:
+                running.floor()
             await self._kept(execution, self._supervisor.release(execution.id))
             if self._running.get(execution.id) is running:  # it may have been released and begun anew meanwhile
                 del self._running[execution.id]
@@ -361,7 +404,7 @@ class ExecutionEngine:
         running = self._running[execution.id]
         stored = await self._store.execution(execution.id)
         if running.journal is None:
-            running.journal = await self._claimed(stored, stored.epoch > 0)
+            running.journal = await self._claimed(stored)
         await self._end(stored, running.journal, ExecutionState.CANCELLED, cause=f"cancelled by {running.cancelled_by}")
 
     async def _park(self, execution: Execution, cause: str) -> None:
@@ -373,13 +416,17 @@ class ExecutionEngine:
         self._bus.publish(await self._store.commit(Change(writes, [event])))
 
     async def _own(self, execution: Execution) -> None:
-        resumed = execution.epoch > 0
-        if resumed and execution.recoveries >= MAX_RECOVERIES:
-            await self._claim(execution, execution.recoveries)
-            await self._park(execution, f"{MAX_RECOVERIES} recoveries without a new result")
-            return
-        journal = await self._claimed(execution, resumed)
         running = self._running[execution.id]
+        if execution.epoch > 0:
+            async with self._recovery.turn(execution) as running.floor:
+                execution = await self._store.execution(execution.id)  # it may have been cancelled while it waited
+                if self._recovery.spent(execution):
+                    await self._claim(execution, execution.recoveries)
+                    await self._park(execution, f"{self._recovery.allowed} recoveries without a new result")
+                    return
+                journal = await self._claimed(execution)
+        else:
+            journal = await self._claimed(execution)
         running.journal = journal
         if execution.state is ExecutionState.CANCELLING or running.cancelled_by:
             await self._end(execution, journal, ExecutionState.CANCELLED, cause=execution.reason or "cancelled")
@@ -389,27 +436,30 @@ class ExecutionEngine:
             await self._desk.withdraw(journal)
             await self._drive(execution, course, running)
 
-    async def _claim(self, execution: Execution, recoveries: int, **columns: Any) -> None:
+    async def _claim(self, execution: Execution, recoveries: int, told: Iterable[Event] = (), **columns: Any) -> None:
+        """Become its owner and tell it in one commit. Raises FencedError when another is the owner, or it has ended."""
         changes = {"state": str(ExecutionState.RUNNING), "epoch": self._epoch, "recoveries": recoveries} | columns
         if execution.state is ExecutionState.CANCELLING:
             changes.pop("state")
-        await self._store.commit(Change([guard(execution.id, execution.epoch), set_execution(execution.id, **changes)]))
-        fp("recovery.epoch_bumped")
+        owned = [guard(execution.id, execution.epoch), not_ended(execution.id)]
+        change = Change([*owned, set_execution(execution.id, **changes)], list(told))
+        self._bus.publish(await self._store.commit(change))
+        if execution.epoch > 0:
+            fp("recovery.epoch_bumped")
 
-    async def _claimed(self, execution: Execution, resumed: bool) -> Journal:
+    async def _claimed(self, execution: Execution) -> Journal:
         """Take ownership: from here on only this start of the server may write for the execution."""
         entries = await self._store.journal(execution.id)
-        # A recovery counts only if nothing was finished since the last one.
-        newest = max((entry.epoch for entry in entries if entry.kind in {"result", "join"}), default=0)
-        recoveries = 0 if newest >= execution.epoch else execution.recoveries + 1
-        await self._claim(execution, recoveries if resumed else 0, started_at=execution.started_at or time.time())
-        fp("claim.committed")
         journal = Journal(self._store, self._bus, execution.id, self._epoch, entries)
-        told = journal.event("execution.started", epoch=self._epoch)
-        if resumed:
+        recoveries, told = 0, journal.event("execution.started", epoch=self._epoch)
+        if execution.epoch > 0:
+            # A recovery counts only if nothing was finished since the last one.
+            newest = max((entry.epoch for entry in entries if entry.kind in {"result", "join"}), default=0)
+            recoveries = 0 if newest >= execution.epoch else execution.recoveries + 1
             data = {"epoch": self._epoch, "from": execution.epoch, "finished": list(journal.finished)}
             told = Event(execution=execution.id, type="execution.resumed", data=data)
-        await journal.tell(told)
+        await self._claim(execution, recoveries, [told], started_at=execution.started_at or time.time())
+        fp("claim.committed")
         return journal
 
     @asynccontextmanager

@@ -145,6 +145,16 @@ def _end_guard() -> str:
 
 
 @cache
+def _uncount() -> str:
+    rows = t.executions
+    return _sql(
+        update(rows)
+        .where(rows.c.id == bindparam("b_id"), rows.c.epoch == bindparam("b_epoch"), rows.c.recoveries > literal_column("0"))
+        .values(recoveries=rows.c.recoveries - literal_column("1"))
+    )
+
+
+@cache
 def _insert(table_name: str, replace_row: bool) -> str:
     table = t.metadata.tables[table_name]
     statement = insert(table).values({column.name: bindparam(column.name) for column in table.c})
@@ -179,6 +189,11 @@ def guard(execution: str, epoch: int) -> Write:
 def not_ended(execution: str) -> Write:
     """Refuse the change when the execution is in a final state."""
     return Write(_end_guard(), {"b_id": execution}, expect=1)
+
+
+def uncount_recovery(execution: str, epoch: int) -> Write:
+    """Take back the count of a recovery that ended in good order."""
+    return Write(_uncount(), {"b_id": execution, "b_epoch": epoch})
 
 
 def set_execution(execution: str, **columns: Any) -> Write:

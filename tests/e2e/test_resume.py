@@ -25,7 +25,7 @@ from tests.e2e.processes import World, finish
 # At most four in a row before a step is finished: five recoveries without a result would park the execution.
 CHAINS = [
     ["api.create.before_commit@1", "api.create.committed_before_reply@1", "claim.committed@1", "clone.mid@1"],
-    ["recovery.epoch_bumped@1", "clone.done_before_record@1", "snapshot.before_step@1", "intent.before_commit@1"],
+    ["clone.done_before_record@1", "recovery.epoch_bumped@1", "snapshot.before_step@1", "intent.before_commit@1"],
     ["intent.committed_before_spawn@1", "agent_exited_before_snapshot@1", "snapshot_done_before_result@1"],
     ["result.before_commit@2", "result.committed_before_continue@1", "result.committed_before_continue@2"],
     ["result.before_commit@4", "recovery.scan.mid@1", "final.before_commit@1", "final.committed_before_cleanup@1"],
