@@ -149,7 +149,8 @@ def _uncount() -> str:
     rows = t.executions
     return _sql(
         update(rows)
-        .where(rows.c.id == bindparam("b_id"), rows.c.epoch == bindparam("b_epoch"), rows.c.recoveries > literal_column("0"))
+        .where(rows.c.id == bindparam("b_id"), rows.c.epoch == bindparam("b_epoch"))
+        .where(rows.c.recoveries > literal_column("0"))
         .values(recoveries=rows.c.recoveries - literal_column("1"))
     )
 
