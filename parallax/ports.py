@@ -7,12 +7,12 @@ I/O; an AgentClient joins the two and speaks; a registry knows who is there. `ap
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
-from parallax.models import Agent, LaunchSpec, Progress, Question, Task, TaskResult
+from parallax.models import Agent, Json, LaunchSpec, Progress, Question, Task, TaskResult
 from parallax.redaction import Secret
 
 
@@ -25,7 +25,7 @@ class ModelDoor:
     as a unix socket of this session alone, for a sandbox without a network: its directory (0700) may be mounted, its
     path fits the system's limit of about 100 bytes. `providers` are those whose key the gateway adds; `logins` those
     where it passes the CLI's own login on (the token then goes into the header `x-parallax-session`). Without either,
-    the door opens the team tools alone.
+    the door opens the team tools alone; `has_tools` says whether they are there.
     """
 
     url: str
@@ -33,6 +33,23 @@ class ModelDoor:
     socket: Path | None = None
     providers: frozenset[str] = frozenset()
     logins: frozenset[str] = frozenset()
+    has_tools: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolsDoor:
+    """The team tools of one agent: an MCP server over streamable HTTP, `Authorization: Bearer <token>`.
+
+    A CLI gets it under the name `parallax`, and never with less patience than `TOOL_S`: a call of `ask` lasts as long
+    as the question waits, for a person up to a day.
+    """
+
+    url: str
+    token: Secret
+
+
+TOOLS_NAME: Final = "parallax"
+TOOL_S: Final = 25 * 3600.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,6 +104,42 @@ class AgentSession:
     def model_door(self) -> ModelDoor | None:
         """The door, if it opens a model with a key of the server's; None means that the CLI uses its own login."""
         return self.door if self.door is not None and self.door.providers else None
+
+    @property
+    def tools(self) -> ToolsDoor | None:
+        """The door to the team tools, for a CLI that speaks MCP over HTTP."""
+        if self.door is None or not self.door.has_tools:
+            return None
+        return ToolsDoor(url=f"{self.door.url}/mcp", token=self.door.token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolSpec:
+    """One tool as a model sees it. `schema` is the JSON Schema of its arguments; `reads`: it changes nothing."""
+
+    name: str
+    description: str
+    schema: Mapping[str, Json]
+    reads: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolAnswer:
+    """What a tool call came to: text for the model, and the same as a JSON object. `failed`: it may be put right."""
+
+    text: str
+    value: Json = None
+    failed: bool = False
+
+
+class TeamTools(Protocol):
+    """What an agent can call while its turn runs."""
+
+    specs: Sequence[ToolSpec]
+
+    async def call(self, agent_id: str, tool: str, arguments: Mapping[str, Json]) -> ToolAnswer:
+        """One call; a mistake of the caller's is an answer that failed, never an exception."""
+        ...
 
 
 class Doors(Protocol):

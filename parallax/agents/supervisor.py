@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
@@ -34,6 +35,7 @@ class _Managed:
     session: AgentSession
     client: AgentClient
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    turn: _Turn | None = None
     inbox: list[str] = field(default_factory=list)
 
 
@@ -163,7 +165,7 @@ class AgentSupervisor:
             return result
 
     async def _watched_turn(self, managed: _Managed, task: Task, ask: Ask, limit: asyncio.Timeout) -> TaskResult:
-        turn = _Turn(self, managed, task, ask, limit)
+        turn = managed.turn = _Turn(self, managed, task, ask, limit)
         try:
             async with asyncio.TaskGroup() as group:
                 watchers = [
@@ -175,7 +177,19 @@ class AgentSupervisor:
                     task_.cancel()
         except BaseExceptionGroup as failed:
             raise leaf(failed) from failed
+        finally:
+            managed.turn = None
         return result
+
+    @asynccontextmanager
+    async def asking(self, agent_id: str, text: str) -> AsyncIterator[None]:
+        """Around a wait in a team tool: the agent is asking, its turn's time and its silence stand still."""
+        managed = self._agents.get(agent_id)
+        if managed is None or managed.turn is None:
+            yield
+            return
+        async with managed.turn.asking(text):
+            yield
 
     def tell(self, agent_id: str, text: str) -> None:
         """A person's words, delivered at the agent's next turn."""
@@ -247,10 +261,6 @@ class _Turn:
                         raise AgentCrashed(f"{self._managed.agent.id} ended its turn without saying or doing anything")
                     return item
                 case Question():
-                    self._pause()
-                    await self._supervisor._change(
-                        self._managed, AgentState.ASKING, "agent.asking", text=self._redacted(item.text)
-                    )
                     self.answers.append(group.create_task(self._answer(item)))
                 case Progress():
                     await self._show(item)
@@ -265,15 +275,25 @@ class _Turn:
 
     def _go_on(self) -> None:
         self._open_questions -= 1
-        if self._open_questions == 0:
+        if self._open_questions == 0 and self._managed.turn is self:
             self._limit.reschedule(asyncio.get_running_loop().time() + self._left_s)
 
-    async def _answer(self, question: Question) -> None:
-        answer = await self._ask(question)
-        await self._managed.client.answer(question.id, answer)
-        self._go_on()
+    @asynccontextmanager
+    async def asking(self, text: str) -> AsyncIterator[None]:
+        """The agent waits for an answer."""
+        self._pause()
+        await self._supervisor._change(self._managed, AgentState.ASKING, "agent.asking", text=self._redacted(text))
+        try:
+            yield
+        finally:
+            self._go_on()
         if not self._open_questions:
             await self._supervisor._change(self._managed, AgentState.BUSY, "agent.busy", task=self._task.id)
+
+    async def _answer(self, question: Question) -> None:
+        async with self.asking(question.text):
+            answer = await self._ask(question)
+            await self._managed.client.answer(question.id, answer)
 
     async def _show(self, progress: Progress) -> None:
         say, agent, key = self._supervisor._say, self._managed.agent, self._task.step_key

@@ -143,6 +143,7 @@ class Gateway:
             socket=socket,
             providers=frozenset(name for name, account in known.items() if account.key is not None),
             logins=frozenset(name for name, account in known.items() if account.key is None),
+            has_tools=self.tools is not None,
         )
         if self._redactor is not None:
             self._redactor.learn(token)
