@@ -20,6 +20,7 @@ from .values import number_text
 T = TypeVar("T")
 WIDTH = 100
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+KEYED = re.compile(r'\{"(?:[^"\\]|\\.)*":')
 LOOSE, PIPE, TERNARY, CONF, POWER, UNARY, POSTFIX, PRIMARY = -1, 0, 1, 2, 11, 12, 13, 14
 CONTINUES = ("(", "[", "-")  # how a line may start that would go on with the one before
 ESCAPES = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -191,8 +192,8 @@ class Printer:
         match node:
             case n.Spread(value=value):
                 return f"...{self.expr(value)}"
-            case n.Property(key=key, value=n.Identifier(name=name)) if key == name and key not in RESERVED:
-                return key
+            case n.Property(key=key, value=n.Identifier(name=name)) if key == name:
+                return name_or_string(key)  # `{"k"}` reads the variable k, whatever its name
             case n.Property(key=key, value=value):
                 return f"{key_text(key)}: {self.expr(value)}"
         assert isinstance(node, n.Expr)
@@ -350,7 +351,9 @@ class Printer:
         return text + ";" if before_else and _bare_return(node) else text
 
     def on_ExpressionStatement(self, node: n.ExpressionStatement) -> str:  # noqa: N802
-        return self.expr(node.value)
+        text = self.expr(node.value)
+        # `{"k"` without a colon would open a block (2.2 rule 2).
+        return f"({text})" if text.startswith('{"') and not KEYED.match(text) else text
 
     def on_VariableDeclaration(self, node: n.VariableDeclaration) -> str:  # noqa: N802
         text = f"{node.kind} {self.pattern(node.target)}"

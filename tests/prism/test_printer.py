@@ -73,6 +73,8 @@ def test_the_model_is_in_house_style() -> None:
         ("match x { n if (y => y) => 1, [a, , ] => ({}) }", "match x {\n  n if (y => y) => 1,\n  [a, ,] => ({})\n}\n"),
         ("let {a = 1, if: b, ...r} = o", "let {a = 1, if: b, ...r} = o\n"),
         ("1e21; 1e-7; 1e999; 0.1", "1e+21\n1e-7\n1e999\n0.1\n"),
+        ("({'l m', k, 'k'})", '({"l m", k, k})\n'),
+        ("[{'fn'}, {k, 'fn'}, {'fn': 1}]", '[{"fn"}, {k, "fn"}, {fn: 1}]\n'),
     ],
 )
 def test_corners(source: str, printed: str) -> None:
