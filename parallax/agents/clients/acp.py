@@ -22,10 +22,13 @@ from acp.client.connection import ClientSideConnection
 from acp.core import DEFAULT_STDIO_BUFFER_LIMIT_BYTES
 from acp.interfaces import Client
 from acp.schema import (
+    AgentCapabilities,
     ClientCapabilities,
     ElicitationCapabilities,
     ElicitationFormCapabilities,
     FileSystemCapabilities,
+    HttpHeader,
+    HttpMcpServer,
     Implementation,
     InitializeResponse,
     PromptResponse,
@@ -40,7 +43,7 @@ from parallax.agents.clients.report import read_report
 from parallax.agents.clients.wire import CHUNK, FrameTransport, Tail
 from parallax.errors import AgentCrashed, AgentError, AgentStalled, ProtocolViolation, ProviderLimited
 from parallax.models import Progress, Question, Task, TaskResult, Usage, new_id
-from parallax.ports import AgentCLI, AgentProcess, AgentRuntime, AgentSession
+from parallax.ports import TOOLS_NAME, AgentCLI, AgentProcess, AgentRuntime, AgentSession, ToolsDoor
 
 WAITING: Final = 1_000  # shown items that wait for the reader of a turn before the agent is read no further
 JOINED: Final = 8_192  # characters up to which streamed pieces of text are joined while they wait
@@ -238,18 +241,19 @@ class AcpClient:
         cwd, known = str(self._session.tree), self._session.cli_session
         meta: dict[str, Any] = dict(self._cli.meta(self._session)) if isinstance(self._cli, HasMeta) else {}
         can, resume = greeting.agent_capabilities, self._cli.quirks.resume
+        servers = _tool_servers(self._session.tools, can)
         try:
             if known and can and resume == "load" and can.load_session:
-                await self._connection.load_session(cwd=cwd, session_id=known, mcp_servers=[], **meta)
+                await self._connection.load_session(cwd=cwd, session_id=known, mcp_servers=servers, **meta)
                 return known
             if known and can and resume == "resume" and can.session_capabilities and can.session_capabilities.resume:
-                await self._connection.resume_session(cwd=cwd, session_id=known, mcp_servers=[], **meta)
+                await self._connection.resume_session(cwd=cwd, session_id=known, mcp_servers=servers, **meta)
                 return known
         except RequestError as error:
             if error.code == AUTH_REQUIRED:
                 raise
             # It forgot the session; the work begins anew rather than never.
-        return (await self._connection.new_session(cwd=cwd, mcp_servers=[], **meta)).session_id
+        return (await self._connection.new_session(cwd=cwd, mcp_servers=servers, **meta)).session_id
 
     async def close(self) -> None:
         """End the agent and leave no process behind. Safe to call at any time and twice."""
@@ -528,3 +532,11 @@ class _Callbacks:
 
     async def ext_notification(self, method: str, params: dict[str, Any]) -> None:
         """Unknown extensions are ignored."""
+
+
+def _tool_servers(door: ToolsDoor | None, can: AgentCapabilities | None) -> list[Any]:
+    """The team tools as the protocol names MCP servers; none for an agent that does not speak MCP over HTTP."""
+    if door is None or can is None or can.mcp_capabilities is None or not can.mcp_capabilities.http:
+        return []
+    key = HttpHeader(name="Authorization", value=f"Bearer {door.token.reveal()}")
+    return [HttpMcpServer(type="http", name=TOOLS_NAME, url=door.url, headers=[key])]
