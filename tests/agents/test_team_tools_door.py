@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import httpx2
 import pytest
+from agent_helpers import play
 from mcp.client.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
+from parallax.agents.clients.acp import AcpClient
+from parallax.agents.clis.scripted import ScriptedCLI
 from parallax.agents.gateway.service import Gateway
 from parallax.agents.gateway.tools import ToolsEndpoint
+from parallax.agents.runtimes.local import LocalRuntime
 from parallax.ports import AgentSession, ModelDoor, ToolAnswer, ToolSpec
 
 SPECS = (
@@ -153,3 +160,45 @@ async def test_without_tools_there_is_no_door_to_them(tmp_path: Path) -> None:
         assert not door.has_tools
     finally:
         await gateway.close()
+
+
+async def test_an_agent_of_the_protocol_gets_the_tools_and_calls_them(
+    gateway: Gateway, tools: Tools, tmp_path: Path, runtime: LocalRuntime
+) -> None:
+    script = tmp_path / "script.json"
+    calls = [{"tool": {"name": "echo", "arguments": {"text": "hello"}, "save": "said"}},
+             {"tool": {"name": "nothing", "save": "refused"}}]  # fmt: skip
+    script.write_text(json.dumps({"rules": [{"do": [*calls, {"answer": {"value": "{said}; {refused}"}}]}]}))
+    given = session(1, tmp_path)
+    given = replace(given, door=await gateway.open_session(given))
+    agent = AcpClient(runtime=runtime, cli=ScriptedCLI(script), session=given, program=sys.executable)
+    await agent.open()
+    try:
+        shown, result = await play(agent)
+    finally:
+        await agent.close()
+    assert result.value == "hello; there is no tool 'nothing'"
+    assert tools.calls == [("e1.engineer.1", "echo"), ("e1.engineer.1", "nothing")]
+    ends = [item.data["status"] for item in shown if item.kind == "tool" and item.data["status"] != "in_progress"]
+    assert ends == ["completed", "failed"]
+
+
+async def test_a_turn_can_be_cancelled_while_a_tool_is_waited_for(
+    gateway: Gateway, tools: Tools, tmp_path: Path, runtime: LocalRuntime
+) -> None:
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({"rules": [{"do": [{"tool": {"name": "wait"}}]}]}))
+    given = session(1, tmp_path)
+    given = replace(given, door=await gateway.open_session(given))
+    agent = AcpClient(runtime=runtime, cli=ScriptedCLI(script), session=given, program=sys.executable)
+    await agent.open()
+    try:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            turn = group.create_task(play(agent))
+            await tools.waiting.wait()
+            await agent.cancel()
+            assert (await turn)[1].stop == "cancelled"
+    finally:
+        await agent.close()
+    async with asyncio.timeout(20):
+        await tools.let_go.wait()
