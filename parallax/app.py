@@ -7,7 +7,9 @@ line embeds it, `server` puts doors in front of it. One process owns a data dire
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -16,7 +18,11 @@ import psutil
 from parallax import failpoints, telemetry
 from parallax.agents.clients.factory import make_client
 from parallax.agents.clis import catalogue
-from parallax.agents.gateway.service import Account, Gateway
+from parallax.agents.gateway.egress import Allowed
+from parallax.agents.gateway.prices import Prices
+from parallax.agents.gateway.providers import Account
+from parallax.agents.gateway.recording import Recorder, Replayed
+from parallax.agents.gateway.service import Gateway, GatewaySettings
 from parallax.agents.registries.memory import MemoryAgentRegistry
 from parallax.agents.runtimes.local import LocalRuntime
 from parallax.agents.supervisor import AgentSupervisor, Silence
@@ -103,12 +109,7 @@ class Parallax:
         await self.workspaces.sweep()
         self.integration = Integration(self.workspaces)
         self.checks = CheckRunner(self.workspaces, self.runtime)
-        gateway = Gateway(
-            _accounts(settings, self.redact),
-            self.redact,
-            providers_of=catalogue.providers,
-            sockets=stack.enter_context(socket_directory(data)),
-        )
+        gateway = self._gateway(stack.enter_context(socket_directory(data)))
         stack.push_async_callback(gateway.close)
         await gateway.start()
         registry = MemoryAgentRegistry()
@@ -124,6 +125,27 @@ class Parallax:
         stack.push_async_callback(self.supervisor.close)
         self.desk = QuestionDesk(self.store)
         self.engine = await stack.enter_async_context(self._engine())
+
+    def _gateway(self, sockets: Path) -> Gateway:
+        settings = self.settings
+        recorder = None
+        if settings.record:
+            recorder = Recorder(settings.data_dir / "records", self.redact, settings.record_mb * 1024 * 1024)
+        gateway = Gateway(
+            GatewaySettings(
+                accounts=_accounts(settings, self.redact),
+                rule=settings.account_rule,
+                egress=[Allowed.read(text) for text in settings.egress.split(",") if text.strip()],
+                sockets=sockets,
+            ),
+            providers_of=catalogue.providers,
+            redactor=self.redact,
+            prices=Prices.read(settings.prices),
+            recorder=recorder,
+            replayed=None if settings.replay is None else Replayed(settings.replay),
+        )
+        gateway.tell = self.tell
+        return gateway
 
     def _engine(self) -> ExecutionEngine:
         settings = self.settings
@@ -197,18 +219,31 @@ class Parallax:
         self._lock.write({"pid": os.getpid(), "url": url})
 
 
-def _accounts(settings: Settings, redact: Redactor) -> dict[str, Account]:
-    """The providers' keys that this server holds; only the gateway gets them."""
-    given = {
+def _accounts(settings: Settings, redact: Redactor) -> dict[str, list[Account]]:
+    """The accounts of this server, the provider's own variables first; only the gateway gets their keys."""
+    own = {
         "anthropic": (settings.anthropic_base_url, settings.anthropic_api_key),
         "openai": (settings.openai_base_url, settings.openai_api_key),
+        "gemini": (settings.gemini_base_url, settings.gemini_api_key),
     }
-    accounts = {}
-    for provider, (base_url, key) in given.items():
-        secret = None if key is None else Secret(key.get_secret_value())
-        if secret is not None:
-            redact.learn(secret)
-        accounts[provider] = Account(base_url=base_url, key=secret)
+    accounts: dict[str, list[Account]] = defaultdict(list)
+    for provider, (base_url, key) in own.items():
+        accounts[provider].append(
+            Account(base_url=base_url, key=None if key is None else Secret(key.get_secret_value()))
+        )
+    for more in settings.accounts:
+        accounts[more.provider].append(
+            Account(
+                name=more.name,
+                base_url=more.base_url or own[more.provider][0],
+                key=Secret(more.key.get_secret_value()),
+                requests_per_minute=more.requests_per_minute,
+                tokens_per_minute=more.tokens_per_minute,
+            )
+        )
+    for account in (account for given in accounts.values() for account in given):
+        if account.key is not None:
+            redact.learn(account.key)
     return accounts
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from parallax.errors import ConfigurationError
@@ -18,6 +18,19 @@ from parallax.errors import ConfigurationError
 
 def _default_data_dir() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "parallax"
+
+
+class AccountSetting(BaseModel):
+    """A further account at a provider, beside the one of the provider's own variables."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
+    provider: Literal["anthropic", "openai", "gemini"]
+    key: SecretStr
+    base_url: str | None = None
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
 
 
 class Settings(BaseSettings):
@@ -57,8 +70,21 @@ class Settings(BaseSettings):
     anthropic_base_url: str = Field(default="https://api.anthropic.com", validation_alias="ANTHROPIC_BASE_URL")
     openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
     openai_base_url: str = Field(default="https://api.openai.com/v1", validation_alias="OPENAI_BASE_URL")
+    gemini_api_key: SecretStr | None = Field(default=None, validation_alias="GEMINI_API_KEY")
+    gemini_base_url: str = Field(
+        default="https://generativelanguage.googleapis.com", validation_alias="GOOGLE_GEMINI_BASE_URL"
+    )
+    accounts: tuple[AccountSetting, ...] = ()
+    account_rule: Literal["order", "spread"] = "order"
+    prices: Path | None = None
+    egress: str = ""
+    record: bool = False
+    record_mb: int = Field(default=200, ge=1)
+    replay: Path | None = None
 
-    @field_validator("data_dir", "workspaces_dir", "patterns_dir", "agent_script", "scripted_ledger")
+    @field_validator(
+        "data_dir", "workspaces_dir", "patterns_dir", "agent_script", "scripted_ledger", "prices", "replay"
+    )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
@@ -70,8 +96,11 @@ class Settings(BaseSettings):
 
     def provider_environment(self) -> dict[str, str]:
         """The environment with the providers' keys that `.env` names: where an account is looked for."""
-        keys = {"ANTHROPIC_API_KEY": self.anthropic_api_key, "OPENAI_API_KEY": self.openai_api_key}
-        return dict(os.environ) | {name: key.get_secret_value() for name, key in keys.items() if key is not None}
+        names = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY", "gemini": "GEMINI_API_KEY"}
+        keys = {names[account.provider]: account.key for account in self.accounts}
+        own = (self.anthropic_api_key, self.openai_api_key, self.gemini_api_key)
+        keys |= {name: key for name, key in zip(names.values(), own, strict=True) if key is not None}
+        return dict(os.environ) | {name: key.get_secret_value() for name, key in keys.items()}
 
     @property
     def database(self) -> Path:

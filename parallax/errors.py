@@ -20,6 +20,7 @@ ParallaxError                 .retryable decides whether another attempt makes s
 │   ├── AgentCrashed          the process ended in mid-turn
 │   ├── ProviderLimited       a rate limit or a used-up window; `resets_at` when known
 │   └── ProtocolViolation     what it sent is not the protocol
+├── BudgetExhausted           what may be spent is spent: what is finished is kept
 ├── StepFailed                a step ended without an acceptable result
 └── GitError                  git said no; `.stderr` holds its words
     └── MergeConflict         two branches changed the same lines; `.files` names them
@@ -153,6 +154,10 @@ class ProviderLimited(AgentError):
 
 class ProtocolViolation(AgentError):
     """What the agent sent is not the protocol it speaks."""
+
+
+class BudgetExhausted(ParallaxError):
+    """What may be spent is spent; what is finished is kept."""
 
 
 class StepFailed(ParallaxError):

@@ -67,6 +67,8 @@ EVENT_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "workspace.cleaned_up": ("workspace",),
     "branch.published": ("branch", "commit"),
     "budget.exhausted": ("scope", "spent", "limit"),
+    "gateway.refused": ("door", "target", "status", "cause"),
+    "gateway.connected": ("host", "port", "sent_b", "received_b"),
     "log.printed": ("line",),
 }
 CUSTOM_PREFIX: Final = "custom."

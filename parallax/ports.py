@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from parallax.models import Agent, Json, LaunchSpec, Progress, Question, Task, TaskResult
+from parallax.models import Agent, Json, LaunchSpec, Progress, Question, Task, TaskResult, Usage
 from parallax.redaction import Secret
 
 
@@ -142,6 +142,31 @@ class TeamTools(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCall:
+    """A call to a model before it goes out: whose it is, where it goes, the most that it may use, priced."""
+
+    agent_id: str
+    provider: str
+    model: str
+    most: Usage
+
+
+class Meter(Protocol):
+    """What holds budgets and counts: the gateway asks it before each call and tells it after."""
+
+    async def reserve(self, call: ModelCall) -> str:
+        """Set the most aside, durably; returns the call's id. Waits while only calls in flight stand in the way.
+
+        Raises BudgetExhausted when it does not fit into what is left.
+        """
+        ...
+
+    async def settle(self, call_id: str, used: Usage, *, account: str, status: int | None) -> None:
+        """What the call did use; the rest of what was set aside is free again. `status` None: no answer came."""
+        ...
+
+
 class Doors(Protocol):
     """Where an agent's road out comes from: the gateway."""
 
@@ -155,6 +180,10 @@ class Doors(Protocol):
 
     def traffic(self, agent_id: str) -> Traffic | None:
         """What the agent's door has seen; None without a door."""
+        ...
+
+    def limited_until(self, type_: str) -> float | None:
+        """The unix time until which every account that an agent type could use is limited; None while one is open."""
         ...
 
 

@@ -21,7 +21,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from parallax.agents.clients.acp import AcpClient
 from parallax.agents.clis.scripted import ScriptedCLI
-from parallax.agents.gateway.service import Gateway
+from parallax.agents.gateway.service import Gateway, GatewaySettings
 from parallax.agents.gateway.tools import ToolsEndpoint
 from parallax.agents.runtimes.local import LocalRuntime
 from parallax.ports import AgentSession, ModelDoor, ToolAnswer, ToolSpec
@@ -62,7 +62,7 @@ async def tools() -> Tools:
 
 @pytest.fixture
 async def gateway(tools: Tools) -> AsyncIterator[Gateway]:
-    gateway = Gateway({}, providers_of=lambda _: ())
+    gateway = Gateway(GatewaySettings(accounts={}), providers_of=lambda _: ())
     gateway.tools = ToolsEndpoint(tools).handle
     await gateway.start()
     yield gateway
@@ -153,7 +153,7 @@ async def test_a_caller_that_goes_takes_its_call_along(gateway: Gateway, tools: 
 
 
 async def test_without_tools_there_is_no_door_to_them(tmp_path: Path) -> None:
-    gateway = Gateway({}, providers_of=lambda _: ())
+    gateway = Gateway(GatewaySettings(accounts={}), providers_of=lambda _: ())
     await gateway.start()
     try:
         door = await gateway.open_session(session(1, tmp_path))

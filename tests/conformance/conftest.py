@@ -21,7 +21,8 @@ from install import PACKAGES, cache, install
 from model_server import ModelServer
 
 from parallax.agents.clis.catalogue import providers
-from parallax.agents.gateway.service import Account, Gateway
+from parallax.agents.gateway.providers import Account
+from parallax.agents.gateway.service import Gateway, GatewaySettings
 from parallax.agents.runtimes.local import LocalRuntime
 from parallax.redaction import Secret
 
@@ -51,10 +52,10 @@ async def bench(request: pytest.FixtureRequest, clis: dict[str, Path], place: Pa
     owner = f"conformance-{secrets.token_hex(4)}"
     async with ModelServer() as model:
         accounts = {
-            "anthropic": Account(base_url=f"{model.url}/{scenario}", key=Secret(KEYS["anthropic"])),
-            "openai": Account(base_url=f"{model.url}/{scenario}/v1", key=Secret(KEYS["openai"])),
+            "anthropic": [Account(base_url=f"{model.url}/{scenario}", key=Secret(KEYS["anthropic"]))],
+            "openai": [Account(base_url=f"{model.url}/{scenario}/v1", key=Secret(KEYS["openai"]))],
         }
-        gateway = Gateway(accounts, providers_of=providers)
+        gateway = Gateway(GatewaySettings(accounts=accounts), providers_of=providers)
         await gateway.start()
         bench = Bench(model, gateway, LocalRuntime(owner), place, clis, [])
         try:

@@ -1,99 +1,97 @@
-"""The model gateway: every agent's only road to a model, so that no agent ever holds a provider's key.
+"""The gateway: every agent's only road out, so that no agent ever holds a provider's key and no call goes uncounted.
 
-A session gets a token that opens one door, `/model/anthropic/…` or `/model/openai/v1/…` on loopback. Requests go to the
-configured base URL alone, byte for byte and without buffering; the token is taken off, the key is put on. What passes
-is watched, not judged: bytes, requests in flight, HTTP status, rate limits and token counts tell the supervisor what
-an agent would not. Started by `app`; it is the supervisor's `Doors`.
+A session gets a token that opens, on loopback and on a unix socket of its own: `/model/<provider>/…` for models,
+`/mcp` for the team tools, and CONNECT for named hosts. What passes is watched, not judged: bytes, requests in flight,
+status, limits and tokens tell the supervisor what an agent would not. Started by `app`; it is the supervisor's `Doors`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
+import base64
+import binascii
 import os
 import secrets
 import time
-import urllib.request
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import aiohttp
-import orjson
 from aiohttp import web
-from yarl import URL
 
-from parallax.agents.clients.wire import Lines
-from parallax.errors import ConfigurationError
-from parallax.ports import AgentSession, ModelDoor, Traffic
+from parallax.agents.gateway.accounts import Accounts
+from parallax.agents.gateway.dialects import Refusal
+from parallax.agents.gateway.egress import REGISTRIES, Allowed, Egress, NotAllowed, Tunnel
+from parallax.agents.gateway.passing import SILENT_S, Limited, Passing, Refused
+from parallax.agents.gateway.prices import Prices
+from parallax.agents.gateway.providers import PROVIDERS, Account
+from parallax.agents.gateway.recording import Recorder, Replayed
+from parallax.agents.gateway.session import Session, log, refused, token_hash, token_of
+from parallax.errors import ConfigurationError, ParallaxError
+from parallax.events import Event
+from parallax.ports import AgentSession, Meter, ModelDoor, Traffic
 from parallax.redaction import Redactor, Secret
 
-# RFC 9110 hop-by-hop, and what is the gateway's own to set.
-DROPPED: Final = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer"}
-    | {"transfer-encoding", "upgrade", "host", "authorization", "x-api-key", "x-goog-api-key", "x-parallax-session"}
-    | {"cookie", "accept-encoding", "expect"}
-)
-DROPPED_BACK: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "upgrade", "trailer", "set-cookie"})
 CONNECT_S: Final = 15.0
-SILENT_S: Final = 600.0
-USAGE_LINE: Final = 4 * 1024 * 1024
 SOCKET_PATH: Final = 100  # bytes of a unix socket's path; Linux takes 107, others less
-LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+SETUP: Final = "setup"  # the type of a session that installs what a repository needs: it reaches the registries
+
+Tools: TypeAlias = Callable[[str, web.BaseRequest], Awaitable[web.StreamResponse]]
+Tell: TypeAlias = Callable[[Event], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
-    """A provider's base URL (for OpenAI with its /v1) and the key that is added; without a key there is no door."""
+class GatewaySettings:
+    """What an installation decides: see `.env.example`."""
 
-    base_url: str
-    key: Secret | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Session:
-    """One agent's door."""
-
-    session: AgentSession
-    door: ModelDoor
-    traffic: Traffic
-    site: web.UnixSite | None
-
-
-Tools: TypeAlias = Callable[[str, web.BaseRequest], Awaitable[web.StreamResponse]]
-Limits: TypeAlias = Callable[[str, float | None, str], Awaitable[None]]
+    accounts: Mapping[str, Sequence[Account]]
+    rule: str = "order"
+    egress: Sequence[Allowed] = ()
+    sockets: Path | None = None
 
 
 class Gateway:
     """One small server on loopback, on a port of the system's choosing, and one unix socket for each session.
 
-    `providers_of` gives the providers that an agent type speaks to; `sockets` is a directory for the unix sockets, on
-    a short path, None for none. Set after building, by those who have them: `tools(agent_id, request)` answers `/mcp`,
-    `limits(agent_id, until, cause)` hears that an agent's account is limited until a unix time (None: not known).
+    `providers_of` gives the providers that an agent type speaks to. Set after building, by those who have them:
+    `tools(agent_id, request)` answers `/mcp`, `limits(agent_id, until, cause)` hears that an agent's account is limited
+    until a unix time, and `tell` takes events.
     """
 
     def __init__(
         self,
-        accounts: Mapping[str, Account],
-        redactor: Redactor | None = None,
+        settings: GatewaySettings,
         *,
         providers_of: Callable[[str], tuple[str, ...]],
-        sockets: Path | None = None,
+        redactor: Redactor | None = None,
+        prices: Prices | None = None,
+        meter: Meter | None = None,
+        recorder: Recorder | None = None,
+        replayed: Replayed | None = None,
     ) -> None:
-        self._accounts = dict(accounts)
+        self._settings = settings
         self._redactor = redactor
         self._providers_of = providers_of
-        self._sockets = sockets
-        self._sessions: dict[str, _Session] = {}  # sha256 of the token -> its session
+        self._accounts = Accounts(settings.accounts, settings.rule)
+        self._prices = prices or Prices()
+        self._egress = Egress(settings.egress)
+        self._passing = Passing(
+            self._accounts, self._prices, meter=meter, recorder=recorder, replayed=replayed,
+            limited=self._limited, tell=self._tell,
+        )  # fmt: skip
+        self._sessions: dict[str, Session] = {}  # sha256 of the token -> its session
         self._doors: dict[str, str] = {}  # agent -> hash
         self._runner: web.ServerRunner | None = None
         self._client: aiohttp.ClientSession | None = None
+        self._telling: set[asyncio.Task[None]] = set()
         self._url = ""
         self.tools: Tools | None = None
-        self.limits: Limits | None = None
+        self.limits: Limited | None = None
+        self.tell: Tell | None = None
+
+    # -- its own life --------------------------------------------------------------------------------------------------
 
     async def start(self) -> str:
         """Listen; returns the base URL. Raises ConfigurationError when no port can be had."""
@@ -103,7 +101,8 @@ class Gateway:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S),
             connector=aiohttp.TCPConnector(limit=0),
         )
-        server = web.Server(self._handle, access_log=None)
+        self._passing.open(self._client)
+        server = web.Server(self._handle, access_log=None, handler_cancellation=True, auto_decompress=False)
         self._runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -123,6 +122,8 @@ class Gateway:
             await self._runner.cleanup()
         if self._client is not None:
             await self._client.close()
+        if self._telling:
+            await asyncio.wait(self._telling)
 
     @property
     def url(self) -> str:
@@ -134,31 +135,33 @@ class Gateway:
     async def open_session(self, session: AgentSession) -> ModelDoor:
         """A door for one agent; an older one of the same agent is shut. Raises ConfigurationError."""
         await self.close_session(session.agent_id)
-        token = Secret(f"plx_{secrets.token_urlsafe(32)}")
+        keyed = {name: self._accounts.has_key(name) for name in self._providers_of(session.type)}
+        if any(has is not None for has in keyed.values()):
+            await asyncio.to_thread(self._prices.load)
         socket, site = await self._listen()
-        known = {name: self._accounts[name] for name in self._providers_of(session.type) if name in self._accounts}
+        token = Secret(f"plx_{secrets.token_urlsafe(32)}")
         door = ModelDoor(
             url=self._url,
             token=token,
             socket=socket,
-            providers=frozenset(name for name, account in known.items() if account.key is not None),
-            logins=frozenset(name for name, account in known.items() if account.key is None),
+            providers=frozenset(name for name, has in keyed.items() if has),
+            logins=frozenset(name for name, has in keyed.items() if has is False),
             has_tools=self.tools is not None,
         )
         if self._redactor is not None:
             self._redactor.learn(token)
-        hashed = _hash(token.reveal())
+        hashed = token_hash(token.reveal())
         traffic = Traffic(agent_id=session.agent_id, last_byte_at=time.monotonic())
-        self._sessions[hashed] = _Session(session, door, traffic, site)
+        self._sessions[hashed] = Session(session=session, door=door, traffic=traffic, site=site)
         self._doors[session.agent_id] = hashed
         return door
 
     async def _listen(self) -> tuple[Path, web.UnixSite] | tuple[None, None]:
         """A socket of one session, in a directory of its own that nobody else may enter."""
-        if self._sockets is None:
+        if self._settings.sockets is None:
             return None, None
         assert self._runner is not None
-        directory = self._sockets / secrets.token_hex(4)
+        directory = self._settings.sockets / secrets.token_hex(4)
         path = directory / "gateway.sock"
         if len(os.fsencode(path)) > SOCKET_PATH:
             raise ConfigurationError(f"The path of a gateway socket is too long for this system: {path}")
@@ -176,6 +179,7 @@ class Gateway:
         if hashed is None:
             return
         closed = self._sessions.pop(hashed)
+        self._accounts.forget(agent_id)
         if self._redactor is not None:
             self._redactor.forget(closed.door.token)
         if closed.site is not None and closed.door.socket is not None:
@@ -188,199 +192,129 @@ class Gateway:
         hashed = self._doors.get(agent_id)
         return self._sessions[hashed].traffic if hashed else None
 
+    def limited_until(self, type_: str) -> float | None:
+        """The unix time until which every account that an agent type could use is limited; None while one is open."""
+        untils = [self._accounts.limited_until(name) for name in self._providers_of(type_)]
+        known = [until for until in untils if until is not None]
+        return min(known) if known and len(known) == len(untils) else None
+
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    def _session_of(self, request: web.BaseRequest) -> _Session | None:
+    def _session_of(self, request: web.BaseRequest, token: str) -> Session | None:
         """Whose token it is. Through a session's socket only its own token opens."""
-        found = self._sessions.get(_hash(_token_of(request)))
+        found = self._sessions.get(token_hash(token))
         if found is None or request.transport is None:
             return None
         came_by = request.transport.get_extra_info("sockname")
         return found if not isinstance(came_by, str) or came_by == str(found.door.socket) else None
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        session = self._session_of(request)
-        head, _, rest = request.path.removeprefix("/").partition("/")
+        if request.method == "CONNECT":
+            return await self._connect(request)
+        session = self._session_of(request, token_of(request))
+        head, _, rest = request.raw_path.partition("?")[0].removeprefix("/").partition("/")
         if head == "mcp":
             return await self._tool(session, request)
-        provider = rest.partition("/")[0] if head == "model" else ""
-        account = self._accounts.get(provider)
-        if account is None or account.key is None or session is None or provider not in session.door.providers:
-            return _refusal(provider, 401, "This session has ended, or the token is not for this provider.")
-        target = _target(account, provider, request)
-        if target is None:
-            return _refusal(provider, 404, "No such path.")
-        traffic = session.traffic
+        name, _, path = rest.partition("/")
+        provider = PROVIDERS.get(name) if head == "model" else None
+        dialect = provider.routes[0].dialect if provider else None
+        if session is None:
+            return refused(Refusal(401, "auth", "This session has ended, or its token is none."), dialect)
+        try:
+            if provider is None:
+                raise Refused(Refusal(404, "path", "There is no such door."))
+            return await self._model(session, request, name, path)
+        except Refused as error:
+            refusal = error.refusal
+            session.traffic.last_error = refusal.message
+            self._tell(session, head if provider is None else name, path, refusal.status, refusal.message)
+            route = provider.route(request.method, path.removeprefix(provider.prefix)) if provider else None
+            return refused(refusal, route.dialect if route else dialect, retry_after_s=error.retry_after_s)
+
+    async def _model(self, session: Session, request: web.BaseRequest, name: str, path: str) -> web.StreamResponse:
+        provider, traffic = PROVIDERS[name], session.traffic
+        by_login = name in session.door.logins and "x-parallax-session" in request.headers
+        if name not in session.door.providers and not by_login:
+            raise Refused(Refusal(401, "auth", "This session's token is not for this provider."))
+        route = provider.route(request.method, path.removeprefix(provider.prefix))
+        if route is None or not path.startswith(provider.prefix):
+            raise Refused(Refusal(404, "path", f"{request.method} of this path is not passed on."))
         traffic.requests += 1
         traffic.in_flight += 1
         traffic.last_byte_at = time.monotonic()
         try:
-            return await self._pass(request, provider, account.key, target, traffic)
+            return await self._passing.call(session, request, provider, route, path.removeprefix(provider.prefix))
         except (aiohttp.ClientError, TimeoutError) as error:
-            traffic.last_status, traffic.last_error = 502, type(error).__name__
-            return _refusal(provider, 502, f"The provider cannot be reached: {type(error).__name__}.")
+            traffic.last_status = 502
+            text = f"The provider cannot be reached: {type(error).__name__}."
+            raise Refused(Refusal(502, "unreachable", text)) from None
         finally:
             traffic.in_flight -= 1
 
-    async def _tool(self, session: _Session | None, request: web.BaseRequest) -> web.StreamResponse:
+    async def _tool(self, session: Session | None, request: web.BaseRequest) -> web.StreamResponse:
         if session is None:
-            return _refusal("", 401, "This session has ended, or the token is not for this door.")
+            return refused(Refusal(401, "auth", "This session has ended, or its token is none."), None)
         if self.tools is None:
-            return _refusal("", 404, "There are no team tools here.")
-        return await self.tools(session.session.agent_id, request)
+            return refused(Refusal(404, "path", "There are no team tools here."), None)
+        return await self.tools(session.agent_id, request)
 
-    async def _pass(
-        self, request: web.BaseRequest, provider: str, key: Secret, target: URL, traffic: Traffic
-    ) -> web.StreamResponse:
-        assert self._client is not None
-        headers = [(name, value) for name, value in request.headers.items() if name.lower() not in DROPPED]
-        # Unpacked, so that token counts can be read while it passes.
-        headers += [("Accept-Encoding", "identity"), _key_header(provider, key)]
-        async with self._client.request(
-            request.method,
-            target,
-            headers=headers,
-            data=request.content if request.body_exists else None,
-            allow_redirects=False,
-            proxy=_proxy_for(target),
-        ) as upstream:
-            traffic.last_status = upstream.status
-            _note_limit(traffic, upstream)
-            if traffic.limited and self.limits is not None:
-                cause = f"{provider} answered {upstream.status}"
-                await self.limits(traffic.agent_id, traffic.resets_at, cause)
-            if 300 <= upstream.status < 400:
-                return _refusal(provider, 502, "The provider answered with a redirect; the gateway follows none.")
-            kept = [(name, value) for name, value in upstream.headers.items() if name.lower() not in DROPPED_BACK]
-            response = web.StreamResponse(status=upstream.status, reason=upstream.reason)
-            response.headers.extend(kept)
-            meter = _Meter(traffic, streamed="event-stream" in upstream.headers.get("Content-Type", ""))
-            try:
-                await response.prepare(request)
-                async for chunk in upstream.content.iter_any():
-                    traffic.last_byte_at = time.monotonic()
-                    meter.feed(chunk)
-                    await response.write(chunk)
-                await response.write_eof()
-            except (ConnectionResetError, asyncio.CancelledError):
-                upstream.close()  # the agent has gone: the provider need not go on
-                raise
-            except (aiohttp.ClientError, TimeoutError):
-                # Too late for a status: cutting the connection is the only honest end of a half answer.
-                if request.transport is not None:
-                    request.transport.abort()
-            finally:
-                meter.end()
-            return response
-
-
-class _Meter:
-    """Reads token counts from what passes: server-sent events, or one JSON document."""
-
-    def __init__(self, traffic: Traffic, *, streamed: bool) -> None:
-        self._traffic = traffic
-        self._streamed = streamed
-        self._lines = Lines(USAGE_LINE)
-        self._document = bytearray()
-        self._seen = [0, 0, 0]
-
-    def feed(self, chunk: bytes) -> None:
-        """Look at a piece."""
-        if self._streamed:
-            for line in self._lines.feed(chunk):
-                if line.startswith(b"data:") and b'"usage"' in line:
-                    self._read(line[5:])
-        elif len(self._document) <= USAGE_LINE:
-            self._document += chunk
-
-    def end(self) -> None:
-        """Add what this answer used to the session's count."""
-        if b'"usage"' in self._document:
-            self._read(bytes(self._document))
-        self._traffic.input_tokens += self._seen[0]
-        self._traffic.output_tokens += self._seen[1]
-        self._traffic.cached_tokens += self._seen[2]
-
-    def _read(self, data: bytes) -> None:
+    async def _connect(self, request: web.BaseRequest) -> web.StreamResponse:
+        session = self._session_of(request, _proxy_token(request))
+        if session is None:
+            answer = refused(Refusal(407, "auth", "This session has ended, or its token is none."), None)
+            answer.headers["Proxy-Authenticate"] = 'Basic realm="parallax"'
+            return answer
         try:
-            event = orjson.loads(data)
-        except orjson.JSONDecodeError:
+            more = [Allowed(host, 443) for host in REGISTRIES] if session.session.type == SETUP else ()
+            outside = await self._egress.open(request.raw_path, more)
+        except NotAllowed as error:
+            self._tell(session, "connect", request.raw_path, error.refusal.status, error.refusal.message)
+            return refused(error.refusal, None)
+        tunnel = Tunnel()
+        try:
+            await tunnel.run(request, outside)
+        finally:
+            host, _, port = request.raw_path.rpartition(":")
+            data = {"host": host, "port": int(port), "sent_b": tunnel.sent_b, "received_b": tunnel.received_b}
+            self._say(session, "gateway.connected", data)
+        return web.Response()  # goes nowhere: the connection was the tunnel's
+
+    # -- telling -------------------------------------------------------------------------------------------------------
+
+    async def _limited(self, agent_id: str, until: float | None, cause: str) -> None:
+        if self.limits is not None:
+            await self.limits(agent_id, until, cause)
+
+    def _tell(self, session: Session, door: str, target: str, status: int, cause: str) -> None:
+        if session.news(door, cause):
+            shown = target.encode("ascii", "backslashreplace").decode()[:200]
+            self._say(
+                session, "gateway.refused", {"door": door, "target": shown, "status": status, "cause": cause[:500]}
+            )
+
+    def _say(self, session: Session, type_: str, data: Mapping[str, object]) -> None:
+        """An event, without holding the agent up. A store that refuses is named in the log."""
+        if self.tell is None:
             return
-        holders = [event, *(event.get(key) for key in ("message", "response"))] if isinstance(event, dict) else []
-        usage: dict[str, Any] = next(
-            (h["usage"] for h in holders if isinstance(h, dict) and isinstance(h.get("usage"), dict)), {}
-        )
-        details = usage.get("input_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("cache_read_input_tokens")
-        # Both dialects repeat and raise the counts while they stream: the highest is the sum of the answer.
-        for at, value in enumerate((usage.get("input_tokens"), usage.get("output_tokens"), cached)):
-            if isinstance(value, int) and value > self._seen[at]:
-                self._seen[at] = value
+        event = Event(execution=session.session.execution, type=type_, agent_id=session.agent_id, data=dict(data))
+
+        async def say(tell: Tell) -> None:
+            try:
+                await tell(event)
+            except ParallaxError as error:
+                log.warning("an event could not be told", type=type_, cause=str(error))
+
+        task = asyncio.ensure_future(say(self.tell))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
 
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _token_of(request: web.BaseRequest) -> str:
-    for name in ("x-parallax-session", "x-api-key", "x-goog-api-key"):
-        if key := request.headers.get(name):
-            return key
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
-
-
-def _key_header(provider: str, key: Secret) -> tuple[str, str]:
-    return ("x-api-key", key.reveal()) if provider == "anthropic" else ("Authorization", f"Bearer {key.reveal()}")
-
-
-def _target(account: Account, provider: str, request: web.BaseRequest) -> URL | None:
-    """Below the configured base URL, with path and query as the agent wrote them; None for what would leave it."""
-    path = request.raw_path.partition("?")[0].removeprefix(f"/model/{provider}/")
-    if provider == "openai":  # the base URL has the version, as OPENAI_BASE_URL always had
-        if not path.startswith("v1/"):
-            return None
-        path = path.removeprefix("v1/")
-    if any(part.replace("%2e", ".").replace("%2E", ".") in {".", ".."} for part in path.split("/")):
-        return None
-    query = request.rel_url.raw_query_string
-    return URL(f"{account.base_url.rstrip('/')}/{path}" + (f"?{query}" if query else ""), encoded=True)
-
-
-def _proxy_for(target: URL) -> str | None:
-    """The user's own way out, as every other program takes it; never for a provider on this host."""
-    host = target.host or ""
-    if host in LOOPBACK or urllib.request.proxy_bypass(host):
-        return None
-    return urllib.request.getproxies().get(target.scheme)
-
-
-def _note_limit(traffic: Traffic, upstream: aiohttp.ClientResponse) -> None:
-    traffic.limited = upstream.status in {429, 529}
-    if not traffic.limited:
-        traffic.resets_at = None
-        return
-    headers = upstream.headers
-    unified = headers.get("anthropic-ratelimit-unified-reset", "")
-    after = headers.get("retry-after", "")
-    if unified.isdigit():
-        traffic.resets_at = float(unified)
-    elif after.replace(".", "", 1).isdigit():
-        traffic.resets_at = time.time() + float(after)
-    else:
-        try:
-            traffic.resets_at = parsedate_to_datetime(after).timestamp() if after else None
-        except ValueError:
-            traffic.resets_at = None
-
-
-def _refusal(provider: str, status: int, message: str) -> web.Response:
-    """An error of ours in the shape that the CLI knows."""
-    kinds = {401: "authentication_error", 404: "not_found_error"}
-    kind = kinds.get(status, "api_error")
-    error: dict[str, Any] = {"type": kind, "message": f"Parallax gateway: {message}"}
-    if provider == "anthropic":
-        body: dict[str, Any] = {"type": "error", "error": error}
-    else:
-        body = {"error": {**error, "code": "invalid_api_key" if status == 401 else None, "param": None}}
-    return web.Response(status=status, body=json.dumps(body).encode(), content_type="application/json")
+def _proxy_token(request: web.BaseRequest) -> str:
+    """The token as proxies get it: as the password of Basic, or as a bearer."""
+    scheme, _, given = request.headers.get("Proxy-Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip()
+    try:
+        return base64.b64decode(given.strip(), validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
