@@ -39,7 +39,8 @@ from parallax.patterns.engine import PatternEngine
 from parallax.patterns.shipped import shipped_patterns
 from parallax.ports import AgentClient, AgentSession
 from parallax.redaction import Redactor, Secret
-from parallax.storage.store import Change, Store
+from parallax.storage.statements import Change
+from parallax.storage.store import Store
 from parallax.workspaces.checks import CheckRunner
 from parallax.workspaces.git import Git
 from parallax.workspaces.integration import Integration

@@ -200,7 +200,10 @@ class OrgChart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """One run of a pattern. `pattern` is its name, `hash` the hash of its bundle. Times are unix seconds."""
+    """One run of a pattern. `pattern` is its name, `hash` the hash of its bundle. Times are unix seconds.
+
+    A large result lies in the blob `result_blob`. `owner` is the server that runs it, where several share a database.
+    """
 
     id: str
     pattern: str
@@ -220,8 +223,10 @@ class Execution:
     deadline_s: float | None = None
     options: Json = None
     result: Json = None
+    result_blob: str | None = None
     confidence: float | None = None
     usage: Usage = field(default_factory=Usage)
+    owner: str | None = None
     started_at: float | None = None
     ended_at: float | None = None
 

@@ -24,6 +24,7 @@ from parallax.errors import (
     AgentUnavailable,
     ConflictError,
     FencedError,
+    JournalError,
     ParallaxError,
     RepositoryError,
     StorageError,
@@ -44,9 +45,8 @@ from parallax.failpoints import fp
 from parallax.models import Execution, ExecutionState, Json, Usage, new_id
 from parallax.patterns.engine import Pattern, PatternEngine, check_input
 from parallax.patterns.plan import Plan, plan_of
-from parallax.storage.store import (
+from parallax.storage.statements import (
     Change,
-    Store,
     execution_row,
     guard,
     insert_row,
@@ -54,6 +54,7 @@ from parallax.storage.store import (
     set_execution,
     uncount_recovery,
 )
+from parallax.storage.store import Store
 from parallax.telemetry import logger
 from parallax.workspaces.checks import CheckRunner
 from parallax.workspaces.integration import Integration
@@ -567,18 +568,23 @@ class ExecutionEngine:
     ) -> None:
         await self._supervisor.release(execution.id)  # before the last event: nothing of it runs when its end is told
         now, usage = time.time(), usage or Usage()
+        try:
+            blob, _ = await self._store.keep_if_large(result, "the result")
+        except JournalError as too_large:
+            state, blob, result, confidence, cause = ExecutionState.FAILED, None, None, None, str(too_large)
+        result = result if blob is None else None  # it is in the blob, which is on disk by now
         fp("final.before_commit")
         await journal.commit(
             [
                 set_execution(
-                    execution.id, state=str(state), reason=cause, result=result, confidence=confidence, usage=usage,
-                    ended_at=now,
+                    execution.id, state=str(state), reason=cause, result=result, result_blob=blob,
+                    confidence=confidence, usage=usage, ended_at=now,
                 )
             ],
             [
                 journal.event(
-                    f"execution.{state}", result=result, confidence=confidence, usage=usage, cause=cause,
-                    duration_s=round(now - execution.created_at, 3),
+                    f"execution.{state}", result=result, result_blob=blob, confidence=confidence, usage=usage,
+                    cause=cause, duration_s=round(now - execution.created_at, 3),
                 )
             ],
         )  # fmt: skip

@@ -101,12 +101,12 @@ class ExecutionHost:
         try:
             refuse_unserved(effect)
             done = await word(effect, asked)
+            if effect.kind != "join":  # a join has written its own entry, together with what it merged
+                await self._finish(effect, asked, done)
         except (StorageError, BudgetExhausted):
             raise
         except ParallaxError as error:
             return await self._failed(effect, asked, str(error), retryable=error.retryable)
-        if effect.kind != "join":  # a join has written its own entry, together with what it merged
-            await self._finish(effect, asked, done)
         return done.outcome
 
     async def _recalled(self, effect: Effect, recorded: Json) -> Outcome:

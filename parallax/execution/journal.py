@@ -12,16 +12,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import orjson
 
 from parallax.errors import JournalError, ReplayDivergence
 from parallax.events import Event, EventBus
 from parallax.models import Action, Evidence, Json, Source, StepResult, Usage
-from parallax.storage.store import Change, JournalEntry, Store, Write, append, guard
+from parallax.storage.statements import Change, JournalEntry, Write, append, guard
+from parallax.storage.store import Store
 
-MAX_ENTRIES = 50_000
+MAX_ENTRIES: Final = 50_000
+MAX_B: Final = 50_000_000
 
 
 def input_hash(kind: str, request: Json) -> str:
@@ -63,6 +65,7 @@ class Journal:
         self._intents: dict[str, JournalEntry] = {}
         self._timers: dict[str, JournalEntry] = {}
         self._count = 0
+        self._size_b = 0
         for entry in entries:
             self._remember(entry)
 
@@ -73,6 +76,7 @@ class Journal:
 
     def _remember(self, entry: JournalEntry) -> None:
         self._count += 1
+        self._size_b += entry.size_b
         match entry.kind:
             case "result" | "join":
                 self._results[entry.step_key] = entry
@@ -121,9 +125,18 @@ class Journal:
     async def write(
         self, kind: str, key: str, body: Json, *, asked_hash: str | None = None, events: Iterable[Event] = ()
     ) -> int:
-        """Append one entry and its events in one durable commit; returns the attempt it belongs to."""
+        """Append one entry and its events in one durable commit; returns the attempt it belongs to.
+
+        Raises JournalError when the entry or the journal becomes too large; nothing is written then.
+        """
         if self._count >= MAX_ENTRIES:
             raise JournalError(f"the journal of {self.execution} has {MAX_ENTRIES} entries, its limit: split the work")
+        blob, size_b = await self._store.keep_if_large(body, f"the {kind} of step '{key}'")
+        if self._size_b + size_b > MAX_B:
+            raise JournalError(
+                f"the journal of {self.execution} would be larger than {MAX_B // 1_000_000} MB with the {kind} of step "
+                f"'{key}': leave large things in files of the workspace, or split the work"
+            )
         attempt = self.attempts(key) + 1 if kind == "intent" else max(1, self.attempts(key))
         entry = JournalEntry(
             execution=self.execution,
@@ -133,6 +146,8 @@ class Journal:
             epoch=self.epoch,
             input_hash=asked_hash,
             body=body,
+            blob=blob,
+            size_b=size_b,
         )
         await self.commit([append(entry)], events)
         self._remember(entry)

@@ -17,7 +17,8 @@ from typing import Final
 from parallax.errors import AgentError, ConflictError, StepFailed, UsageError
 from parallax.execution.journal import Journal
 from parallax.models import OrgChart, Question
-from parallax.storage.store import Store, insert_row, question_row
+from parallax.storage.statements import insert_row, question_row
+from parallax.storage.store import Store
 
 PERSON_S: Final = 24 * 3600.0
 

@@ -11,7 +11,7 @@ from parallax.execution.verification import reason
 from parallax.models import Agent, Execution, Question, hash12
 from parallax.patterns.engine import Pattern
 from parallax.patterns.plan import plan_json
-from parallax.storage.store import JournalEntry
+from parallax.storage.statements import JournalEntry
 
 
 def execution(e: Execution, *, waiting: int = 0) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The schema, described once in SQLAlchemy Core. `store` builds every statement from it.
 
-JSON columns hold text that `store` encodes: the journal's bytes are ours to hash. Times are unix seconds.
+JSON columns hold text that `store` encodes: the journal's bytes are ours to hash. Times are unix seconds. Whoever
+changes a table adds the same change to the newest unreleased module of `migrations/versions`; a test compares the two.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 from typing import Final
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     Column,
     Float,
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     Table,
@@ -21,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0001"
+SCHEMA_VERSION: Final = "0002"
 
 metadata = MetaData()
 
@@ -55,8 +58,11 @@ executions = Table(
     Column("deadline_s", Float),
     Column("options", Text, nullable=False, server_default="{}"),
     Column("result", Text),
+    Column("result_blob", Text),
     Column("confidence", Float),
     Column("usage", Text),
+    Column("owner", Text),  # with several servers: whose lease it is, until when by the database's clock
+    Column("lease_until", Float),
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),
     Column("ended_at", Float),
@@ -74,6 +80,7 @@ journal = Table(
     Column("epoch", Integer, nullable=False),
     Column("input_hash", Text),
     Column("body", Text, nullable=False),
+    Column("blob", Text),
     Column("at", Float, nullable=False),
     PrimaryKeyConstraint("execution", "seq"),
     # A step's result is recorded once, whoever tries: this index is the promise.
@@ -129,6 +136,25 @@ idempotency = Table(
     Column("key", Text, primary_key=True),
     Column("body_hash", Text, nullable=False),
     Column("execution", Text, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
+# Where several servers share a database, large results lie in it; beside a SQLite file they are files.
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
+# One row per server of a shared database. `commits` counts its group commits: after a lost connection it says whether
+# the last one was kept.
+servers = Table(
+    "servers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("commits", BigInteger, nullable=False),
     Column("at", Float, nullable=False),
 )
 

@@ -12,7 +12,7 @@ import pytest
 from parallax.errors import ConflictError, UsageError
 from parallax.execution.engine import Submission
 from parallax.models import ExecutionState
-from parallax.storage.store import Change, set_execution
+from parallax.storage.statements import Change, set_execution
 from tests.conftest import Team, TeamFactory
 from tests.execution.test_team import ORG, answer, edit, script
 

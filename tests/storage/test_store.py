@@ -14,10 +14,9 @@ import pytest
 from parallax.errors import FencedError, NotFoundError, SchemaError, StorageError
 from parallax.events import Event
 from parallax.models import Execution, ExecutionState, Question, Usage, new_id
-from parallax.storage.store import (
+from parallax.storage.statements import (
     Change,
     JournalEntry,
-    Store,
     append,
     execution_row,
     guard,
@@ -26,6 +25,7 @@ from parallax.storage.store import (
     set_call,
     set_execution,
 )
+from parallax.storage.store import Store
 
 
 def execution(**more: object) -> Execution:
@@ -113,9 +113,9 @@ async def test_one_failing_batch_of_a_group_commit_spares_its_neighbours(store: 
 
 
 async def test_many_writers_share_commits(store: Store, known: Execution) -> None:
-    before = store._writer.commits
+    before = store._database.writer.commits
     await asyncio.gather(*(store.commit(Change([append(entry(known, f"s{n}"))])) for n in range(500)))
-    assert store._writer.commits - before < 250
+    assert store._database.writer.commits - before < 250
 
 
 async def test_a_cancelled_caller_waits_for_its_commit_before_it_leaves(store: Store, known: Execution) -> None:

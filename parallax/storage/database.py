@@ -1,0 +1,66 @@
+"""Database: what `Store` asks of what it is kept in. SQLite is one process's own, PostgreSQL is shared by servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from sqlalchemy import Executable
+from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from parallax.events import Event
+from parallax.storage.statements import Change
+
+
+class Database(Protocol):
+    """One database: a single writer, and an engine that only reads."""
+
+    @property
+    def reader(self) -> AsyncEngine:
+        """For reads; open between `open` and `close`."""
+        ...
+
+    async def open(self) -> None:
+        """Bring the schema up to date and connect. Raises StorageError, SchemaError."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is queued and let go."""
+        ...
+
+    async def commit(self, change: Change) -> list[Event]:
+        """Make the change durable, or nothing of it; see `Store.commit`."""
+        ...
+
+    async def next_epoch(self) -> int:
+        """The next number of the one counter of ownerships."""
+        ...
+
+    async def put_blob(self, data: bytes) -> str:
+        """Keep a large result; durable when this returns. Returns its name."""
+        ...
+
+    async def get_blob(self, name: str) -> bytes:
+        """What a blob holds. Raises JournalError when it is missing or damaged."""
+        ...
+
+    async def collect_blobs(self, named: Iterable[str]) -> int:
+        """Delete the old ones that nobody names; returns how many."""
+        ...
+
+
+class Compiler:
+    """Statements as SQL of one dialect, each compiled once. They are built once, too, so they are their own keys."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._known: dict[int, tuple[Executable, Any]] = {}
+
+    def __call__(self, statement: Executable) -> Any:
+        """The compiled form: its text, and for positional dialects the order of its parameters."""
+        known = self._known.get(id(statement))
+        if known is None:
+            compiled = statement.compile(dialect=self._dialect)  # type: ignore[attr-defined]
+            known = self._known[id(statement)] = (statement, compiled)  # holding it keeps its id its own
+        return known[1]

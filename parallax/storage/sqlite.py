@@ -1,0 +1,117 @@
+"""SQLite: one file, one process. Writes go to the one writer thread, reads to a read-only engine, blobs beside it."""
+
+from __future__ import annotations
+
+import sqlite3
+from asyncio import to_thread
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import event
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from parallax.errors import FencedError, StorageError
+from parallax.events import Event
+from parallax.storage.blobs import BlobFiles
+from parallax.storage.database import Compiler
+from parallax.storage.migrating import bring_up_sqlite
+from parallax.storage.statements import Change, event_params, insert_event
+from parallax.storage.writer import Writer
+
+REFUSED = "another owner holds this execution, or its step has a result already"
+
+
+class SqliteDatabase:
+    """A `Database` in one file."""
+
+    reader: AsyncEngine
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack = AsyncExitStack()
+        self._sql = Compiler(sqlite.dialect(paramstyle="named"))
+        self._blobs = BlobFiles(path.parent / "blobs")
+        self.writer = Writer(path)
+
+    async def open(self) -> None:
+        """Migrate, then open the writer, then the readers."""
+        await to_thread(bring_up_sqlite, self._path)
+        async with AsyncExitStack() as stack:
+            await self.writer.open()
+            stack.push_async_callback(self.writer.close)
+            self.reader = _read_only(self._path)
+            stack.push_async_callback(self.reader.dispose)
+            self._stack = stack.pop_all()
+
+    async def close(self) -> None:
+        """Finish what is queued and let go."""
+        await self._stack.aclose()
+
+    async def commit(self, change: Change) -> list[Event]:
+        """One batch for the writer."""
+        events: list[Event] = await self.writer.submit(partial(self._apply, change))
+        return events
+
+    def _apply(self, change: Change, connection: sqlite3.Connection) -> list[Event]:
+        try:
+            for write in change.writes:
+                changed = connection.execute(self._sql(write.statement).string, write.params).rowcount
+                if write.expect is not None and changed != write.expect:
+                    raise FencedError(REFUSED)
+            committed = []
+            for told in change.events:
+                row = connection.execute(self._sql(insert_event()).string, event_params(told)).fetchone()
+                committed.append(replace(told, seq=row[0]))
+        except sqlite3.IntegrityError as error:
+            raise FencedError(f"refused by the store: {error}") from error
+        return committed
+
+    async def next_epoch(self) -> int:
+        """One more than ever before."""
+
+        def batch(connection: sqlite3.Connection) -> int:
+            row = connection.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()
+            epoch = int(row[0]) + 1 if row else 1
+            connection.execute("INSERT OR REPLACE INTO meta(key, value) VALUES ('epoch', ?)", (str(epoch),))
+            return epoch
+
+        epoch: int = await self.writer.submit(batch)
+        return epoch
+
+    async def put_blob(self, data: bytes) -> str:
+        """A file, fsynced."""
+        try:
+            return await to_thread(self._blobs.put, data)
+        except OSError as error:
+            raise StorageError(f"a large result cannot be kept beside {self._path}: {error}") from error
+
+    async def get_blob(self, name: str) -> bytes:
+        """What the file holds."""
+        try:
+            return await to_thread(self._blobs.get, name)
+        except OSError as error:
+            raise StorageError(f"a large result beside {self._path} cannot be read: {error}") from error
+
+    async def collect_blobs(self, named: Iterable[str]) -> int:
+        """Delete files that nobody names."""
+        return await to_thread(self._blobs.collect, named)
+
+
+def _read_only(path: Path) -> AsyncEngine:
+    url = f"sqlite+aiosqlite:///file:{quote(str(path))}?mode=ro&uri=true"
+    engine = create_async_engine(url, pool_size=4, max_overflow=4)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        for pragma in ("busy_timeout=5000", "query_only=ON", "trusted_schema=OFF"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    return engine
