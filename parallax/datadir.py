@@ -89,12 +89,8 @@ class LockFile:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = read_lock(self._path)
             os.close(self._descriptor)
-            raise ConfigurationError(
-                f"another Parallax (process {holder.get('pid', 'unknown')}) owns {self._path.parent}: "
-                "use it (commands find it by themselves), stop it, or set another PARALLAX_DATA_DIR"
-            ) from None
+            raise _held_by_another(self._path) from None
         self.write({"pid": os.getpid()})
         return self
 
@@ -115,6 +111,19 @@ def read_lock(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def refuse_held(lock: Path) -> None:
+    """Raise ConfigurationError, which names the holder, when a live process holds the lock."""
+    if held(lock):
+        raise _held_by_another(lock)
+
+
+def _held_by_another(lock: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"another Parallax (process {read_lock(lock).get('pid', 'unknown')}) owns {lock.parent}: "
+        "use it (commands find it by themselves), stop it, or set another PARALLAX_DATA_DIR"
+    )
 
 
 def held(lock: Path) -> bool:

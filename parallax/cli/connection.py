@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -89,24 +88,6 @@ async def running_server(data: Path) -> str | None:
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises ConfigurationError with the remedy when the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(512)
-    except OSError as error:
-        listener.close()
-        raise ConfigurationError(
-            f"cannot listen on {host}:{port} ({error.strerror}): choose another port with --port or PARALLAX_PORT "
-            "(0 takes a free one)"
-        ) from None
-    listener.setblocking(False)
-    return listener
-
-
 @asynccontextmanager
 async def embedded(settings: Settings) -> AsyncIterator[Connection]:
     """A whole server in this process, on a free loopback port."""
@@ -124,7 +105,7 @@ async def embedded(settings: Settings) -> AsyncIterator[Connection]:
 async def doors(parallax: Parallax, host: str, port: int) -> AsyncIterator[str]:
     """Serve a running Parallax without taking the process's signals; yields its address."""
     from parallax.server.app import create_app
-    from parallax.server.doors import make_doors
+    from parallax.server.doors import listen, make_doors
 
     listener = listen(host, port)
     server = make_doors(create_app(parallax), drain_s=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,10 +38,12 @@ def serve(
 
 
 async def _serve(host: str | None, port: int | None, *, expose: bool, test_hooks: bool) -> int:
-    from parallax.cli.connection import listen
     from parallax.config import load
+    from parallax.datadir import refuse_held
     from parallax.errors import ConfigurationError
+    from parallax.server.doors import listen
 
+    gc.disable()  # a tenth of the time until it is ready went into looking for garbage among modules
     changes: dict[str, Any] = {"host": host, "port": port}
     settings = load().model_copy(update={key: value for key, value in changes.items() if value is not None})
     if settings.host not in {"127.0.0.1", "localhost", "::1"} and not expose:
@@ -48,6 +51,7 @@ async def _serve(host: str | None, port: int | None, *, expose: bool, test_hooks
             f"{settings.host} can be reached by others, and the key would cross the network in clear: listen on "
             "loopback behind an SSH tunnel or a TLS proxy, or say --expose where the network is a container's own"
         )
+    refuse_held(settings.data_dir / "lock")  # before anything that takes time
     listener = listen(settings.host, settings.port)
     try:
         return await _Serving(settings, listener, test_hooks=test_hooks).run()
@@ -108,6 +112,8 @@ class _Serving:
         async with Parallax(self._settings, test_hooks=self._test_hooks) as parallax:
             front.app = create_app(parallax)
             parallax.announce(self._url)
+            gc.freeze()
+            gc.enable()
             count = len(parallax.engine.running)
             resumed = f"; {_executions(count)} resumed" if count else ""
             err().print(

@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 from collections.abc import Iterator
 from typing import Any, Final
 
 import uvicorn
+
+from parallax.errors import ConfigurationError
 
 _STARTING: Final = {
     "type": "about:blank",
@@ -68,3 +71,21 @@ def make_doors(app: Any, *, drain_s: int) -> Doors:
         app, loop="asyncio", lifespan="off", log_level="warning", timeout_graceful_shutdown=drain_s, server_header=False
     )
     return Doors(config)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises ConfigurationError with the remedy when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(512)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port} ({error.strerror}): choose another port with --port or PARALLAX_PORT "
+            "(0 takes a free one)"
+        ) from None
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,33 @@
+"""Talking to a server that may die at any moment."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+from parallax.datadir import read_lock
+from tests.e2e.processes import World
+
+GONE = (ConnectionError, http.client.HTTPException, TimeoutError, urllib.error.URLError)
+
+
+def call(world: World, method: str, path: str, body: Any = None, timeout: float = 20, **headers: str) -> Any:
+    """One request to the server that runs now; raises one of GONE, or HTTPError with the answer."""
+    url = read_lock(world.data / "lock").get("url")
+    if url is None:
+        raise ConnectionError("no server has announced itself")
+    sent = {"Authorization": f"Bearer {(world.data / 'key').read_text()}", "Content-Type": "application/json"} | headers
+    request = urllib.request.Request(
+        url + path, method=method, headers=sent, data=None if body is None else json.dumps(body).encode()
+    )
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        return json.loads(answer.read())
+
+
+def submit(world: World, pattern: str, key: str, **given: Any) -> str:
+    """Start an execution; the answer may be lost with the server, the key makes a second try harmless."""
+    body = {"pattern": pattern, "input": given, "agent": "scripted"}
+    return str(call(world, "POST", "/api/executions", body, **{"Idempotency-Key": key})["id"])
