@@ -74,7 +74,6 @@ class _Serving:
 
     async def run(self) -> int:
         """Serve until a signal; returns the exit code."""
-        from parallax.cli.output import err
         from parallax.server.doors import Front, make_doors
 
         front = Front()
@@ -95,6 +94,8 @@ class _Serving:
             await asyncio.wait({engine})
         if not engine.cancelled() and (error := engine.exception()) is not None:
             raise error
+        from parallax.cli.output import err
+
         err().print(f"Parallax has stopped.{self._left()}")
         return 130 if self._signal is signal.SIGINT else 0
 
@@ -107,13 +108,13 @@ class _Serving:
         """Load, resume, and let the doors answer for it; until this task is cancelled."""
         # In a thread, because it takes a second or two in which /healthz shall answer.
         Parallax, create_app = await asyncio.to_thread(_parts)  # noqa: N806 - a class
-        from parallax.cli.output import err
-
         async with Parallax(self._settings, test_hooks=self._test_hooks) as parallax:
             front.app = create_app(parallax)
             parallax.announce(self._url)
             gc.freeze()
             gc.enable()
+            from parallax.cli.output import err  # rich, which the doors do not wait for
+
             count = len(parallax.engine.running)
             resumed = f"; {_executions(count)} resumed" if count else ""
             err().print(

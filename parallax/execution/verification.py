@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import jsonschema
-import referencing.exceptions
-
 from parallax.errors import UsageError
 from parallax.models import Action, Evidence, Json, Policy, Source, StepResult, TaskResult
 
@@ -196,6 +193,8 @@ def claims_evidence(result: TaskResult | None, unresolved: Sequence[str]) -> lis
 
 def check_schema(schema: Json) -> None:
     """Raises UsageError for what is no JSON Schema, before any agent works for it."""
+    import jsonschema  # here, because it takes a tenth of a second and only steps with a schema need it
+
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.exceptions.SchemaError as error:
@@ -204,11 +203,14 @@ def check_schema(schema: Json) -> None:
 
 def schema_evidence(value: Json, schema: Json) -> Evidence:
     """Whether a report satisfies its JSON Schema."""
+    import jsonschema
+    from referencing.exceptions import Unresolvable
+
     check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     try:
         wrong = sorted(validator.iter_errors(value), key=lambda e: list(map(str, e.absolute_path)))
-    except referencing.exceptions.Unresolvable as error:
+    except Unresolvable as error:
         raise UsageError(f"the schema of the report refers to what is not in it: {error}") from error
     if not wrong:
         return Evidence(oracle=SCHEMA, passed=True, score=1.0, detail="the report fits its schema")

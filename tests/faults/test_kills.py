@@ -18,7 +18,7 @@ from tests.e2e.conftest import new_world
 from tests.e2e.processes import World, finish
 from tests.faults.client import GONE, call, submit
 from tests.faults.oracle import Oracle
-from tests.faults.tier import FACTOR, record, rng, size
+from tests.faults.tier import ALLOWANCE, record, rng, size
 
 AGENTS = 16
 READY_S, MOVING_S = 2.5, 5.0
@@ -82,6 +82,14 @@ class Campaign:
             except GONE:
                 return
 
+    def wait_turn(self, limit_s: float) -> None:
+        """Until an agent has begun a turn in this life of the server, or time is up."""
+        begun, deadline = self.begun_at[-1], time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            if any(line.event == "start" and line.at > begun for line in self.oracle.lines()[-50:]):
+                return
+            time.sleep(0.02)
+
     def wait_ended(self, process: subprocess.Popen[str], limit_s: float) -> None:
         """Until every execution has ended, or time is up."""
         deadline = time.monotonic() + limit_s
@@ -124,6 +132,7 @@ def test_r1_killed_at_random_nothing_finished_is_lost_or_run_again() -> None:
             due = time.monotonic() + chance.uniform(0.25, 0.6)
             submitting.start()
             time.sleep(max(0.0, due - time.monotonic()))
+            campaign.wait_turn(5)  # on a slow machine nothing may have begun by then, and nothing would be tested
             campaign.kill(process)
             submitting.join()
         begun = time.monotonic()
@@ -155,8 +164,8 @@ def check_campaign(campaign: Campaign, wanted: int, kills: int, took: float) -> 
     assert states == {"succeeded": len(campaign.ids)}
     assert again <= sum(oracle.in_flight[:kills])
     assert all(count <= 2 * AGENTS for count in oracle.in_flight[:kills])
-    assert ready <= READY_S * FACTOR
-    assert moved <= MOVING_S * FACTOR
+    assert ready <= READY_S * ALLOWANCE
+    assert moved <= MOVING_S * ALLOWANCE
 
 
 def test_r5_killed_while_coming_back_and_a_poisonous_step_is_parked() -> None:

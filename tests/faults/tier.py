@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 TIER: Final = os.environ.get("PARALLAX_FAULTS") or "small"
 SEED: Final = int(os.environ.get("PARALLAX_FAULTS_SEED") or secrets.randbelow(2**32))
-FACTOR: Final = float(os.environ.get("PARALLAX_FAULTS_FACTOR") or 1)  # allowance for times on a machine that is shared
+ALLOWANCE: Final = 3.0  # times are asserted with three times their target: the machine may be shared
 PAGE: Final[dict[str, tuple[str, str]]] = {}  # test -> (what was done, what was seen)
 
 
