@@ -10,6 +10,7 @@ ParallaxError                 .retryable decides whether another attempt makes s
 ├── ConfigurationError        this installation: data directory, port, missing program
 ├── StorageError              the store could not keep its promise
 │   ├── FencedError           another owner holds the execution: stop, discard
+│   ├── StorageFull           the disk has no room left: HTTP 507
 │   └── SchemaError           a database that a newer Parallax wrote
 ├── JournalError              the journal and the program do not fit
 │   └── ReplayDivergence      a recorded effect was asked with another request
@@ -97,6 +98,12 @@ class StorageError(ParallaxError):
 
 class FencedError(StorageError):
     """Another owner holds the execution; nothing of ours is written any more."""
+
+
+class StorageFull(StorageError):
+    """The disk of the data directory has no room left; nothing of the change was kept."""
+
+    retryable = True
 
 
 class SchemaError(StorageError):

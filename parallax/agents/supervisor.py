@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from parallax.errors import AgentCrashed, AgentError, AgentStalled, AgentUnavailable, NotFoundError, leaf
 from parallax.events import Event
+from parallax.failpoints import fp
 from parallax.models import Agent, AgentState, Progress, Question, Task, TaskResult
 from parallax.ports import AgentClient, AgentRegistry, AgentSession, Doors
 from parallax.redaction import Redactor
@@ -128,9 +129,11 @@ class AgentSupervisor:
         except BaseException:
             await self._end(managed, "start cancelled")
             raise
+        fp("spawned_before_pid_record")
         managed.agent = replace(agent, state=AgentState.READY, since=time.time(), pid=client.pid)
         await self._registry.register(managed.agent)
         await self._say(managed.agent, "agent.ready", role=agent.role, type=agent.type, pid=client.pid)
+        fp("pid_recorded")
         return managed.agent
 
     async def turn(self, agent_id: str, task: Task, ask: Ask) -> TaskResult:
@@ -324,6 +327,7 @@ class _Turn:
         if len(text) > OUTPUT_KEPT_B:
             half = OUTPUT_KEPT_B // 2
             text = f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+        fp("output.mid_batch")
         await self._supervisor._say(
             self._managed.agent, "agent.output", self._task.step_key, stream="out", text=self._redacted(text)
         )

@@ -458,6 +458,7 @@ class ExecutionHost:
             await journal.write("timer", effect.key, timer)
         # A clock that jumped while the server was down must not stretch the wait beyond what was asked.
         await asyncio.sleep(min(timer["remaining_s"], max(0.0, timer["due_at"] - time.time())))
+        fp("timer.fired_before_record")
         return Done(outcome=Outcome())
 
 

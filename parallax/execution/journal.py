@@ -18,6 +18,7 @@ import orjson
 
 from parallax.errors import JournalError, ReplayDivergence
 from parallax.events import Event, EventBus
+from parallax.failpoints import fp
 from parallax.models import Action, Evidence, Json, Source, StepResult, Usage
 from parallax.storage.statements import Change, JournalEntry, Write, append, guard
 from parallax.storage.store import Store
@@ -160,7 +161,9 @@ class Journal:
     async def commit(self, writes: Iterable[Write], events: Iterable[Event]) -> None:
         """One durable transaction in the name of this execution's owner; then, and only then, the listeners hear."""
         change = Change([guard(self.execution, self.epoch), *writes], list(events))
-        self._bus.publish(await self._store.commit(change))
+        committed = await self._store.commit(change)
+        fp("events.committed_before_publish")
+        self._bus.publish(committed)
 
     def event(self, type_: str, *, step_key: str | None = None, agent_id: str | None = None, **data: Any) -> Event:
         """An event of this execution."""

@@ -16,6 +16,7 @@ from typing import Final
 
 from parallax.errors import AgentError, ConflictError, StepFailed, UsageError
 from parallax.execution.journal import Journal
+from parallax.failpoints import fp
 from parallax.models import OrgChart, Question
 from parallax.storage.statements import insert_row, question_row
 from parallax.storage.store import Store
@@ -161,6 +162,7 @@ class QuestionDesk:
             raise UsageError(f"'{answer}' is not one of the answers to {question_id}: {offered}")
         chosen = read_answer(question, answer) or answer
         answered = Answered(chosen, by)
+        fp("approval.received_before_record")
         await self._answered(question, self._journals[question_id], answered)
         if not waiter.done():
             waiter.set_result(answered)

@@ -248,6 +248,7 @@ class StepRunner:
     async def _turn(self, work: _Work, slot: Slot, prompt: str) -> None:
         course = self._course
         course.meter.reserve()
+        fp("budget.reserved")
         work.turns += 1
         task = Task(
             id=f"{course.execution.id}/{work.key}/{work.attempt}",
@@ -277,6 +278,7 @@ class StepRunner:
             reset=reset,
             retries=work.options.get("retries"),
         )
+        fp("usage.reported_before_settle")
         course.meter.settle(result.usage)
         work.result, work.usage = result, work.usage + result.usage
         fp("agent_exited_before_snapshot")

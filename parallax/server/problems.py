@@ -18,6 +18,7 @@ from parallax.errors import (
     ParallaxError,
     PatternError,
     StorageError,
+    StorageFull,
     UsageError,
 )
 
@@ -27,6 +28,7 @@ _STATUS: Final[tuple[tuple[type[ParallaxError], int, str], ...]] = (
     (UsageError, 422, "Cannot be used"),
     (AgentError, 422, "No such agent"),
     (ConfigurationError, 500, "This installation is not fit"),
+    (StorageFull, 507, "The disk is full"),
     (StorageError, 503, "The store cannot answer"),
 )
 

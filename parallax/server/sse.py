@@ -13,6 +13,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from parallax.errors import UsageError
 from parallax.events import Event, EventLog
+from parallax.failpoints import fp
 
 HEARTBEAT_S = 15
 SEND_TIMEOUT_S = 30
@@ -54,6 +55,7 @@ def response(events: AsyncIterator[Event]) -> EventSourceResponse:
 
     async def source() -> AsyncIterator[ServerSentEvent]:
         async for event in events:
+            fp("sse.mid_write")
             yield ServerSentEvent(data=orjson.dumps(event_json(event)).decode(), event=event.type, id=str(event.seq))
 
     return EventSourceResponse(source(), ping=HEARTBEAT_S, send_timeout=SEND_TIMEOUT_S)

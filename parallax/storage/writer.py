@@ -2,7 +2,8 @@
 
 `Store` hands it batches; each caller awaits its own commit. One connection both writes and checkpoints, which keeps
 clear of the WAL-reset fault of SQLite before 3.51.3 and needs no lock. A batch that fails (a guard, a constraint) is
-rolled back to its savepoint alone: its neighbours in the group commit.
+rolled back to its savepoint alone: its neighbours in the group commit. When the disk is full, the ballast is let go and
+the group is tried once more: what is finished has to be kept even then.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from parallax.errors import StorageError
+from parallax.errors import StorageError, StorageFull
+from parallax.failpoints import FailpointError, fp
+from parallax.telemetry import logger
 
 Batch: TypeAlias = Callable[[sqlite3.Connection], Any]
+Group: TypeAlias = list[tuple[Batch, Future[Any]]]
 
 GROUP: Final = 100  # batches in one commit at most
 CHECKPOINT_PAGES: Final = 4096  # 16 MB of write-ahead log
+IDLE_S: Final = 2.0  # without a write, before the log is checkpointed whatever its size
 PRAGMAS: Final = (
+    "auto_vacuum=INCREMENTAL",  # of a new database; must come before its first page is written
     "journal_mode=WAL",
     "synchronous=FULL",
     "foreign_keys=ON",
@@ -31,13 +37,17 @@ PRAGMAS: Final = (
     "trusted_schema=OFF",
     "cell_size_check=ON",
 )
+_log = logger("writer")
 
 
 class Writer:
     """Executes batches in order, many to a commit; `submit` returns when the batch is on disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, relieve: Callable[[], bool] | None = None) -> None:
+        """`relieve` makes room on a full disk; it says whether it could. It is called on the writer's thread."""
         self._path = path
+        self._relieve = relieve or _no_relief
+        self._dirty = False
         self._queue: queue.SimpleQueue[tuple[Batch, Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="parallax-writer", daemon=True)
         self._opened: Future[None] = Future()
@@ -81,25 +91,30 @@ class Writer:
             self._opened.set_exception(StorageError(f"{self._path} cannot be opened for writing: {error}"))
             return
         self._opened.set_result(None)
-        running = True
-        while running:
-            group: list[tuple[Batch, Future[Any]]] = []
-            item = self._queue.get()
-            while True:  # whatever has queued up while the last commit was being written goes into this one
-                if item is None:
-                    running = False
-                    break
-                group.append(item)
-                if len(group) == GROUP:
-                    break
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
+        stopping = False
+        while not stopping:
+            group, stopping = self._next(connection)
             if group:
                 self._commit(connection, group)
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._checkpoint(connection, "TRUNCATE")
         connection.close()
+
+    def _next(self, connection: sqlite3.Connection) -> tuple[Group, bool]:
+        """Whatever has queued up while the last commit was being written, and whether it is the last."""
+        group: Group = []
+        try:
+            item = self._queue.get(timeout=IDLE_S if self._dirty else None)
+            while item is not None:
+                group.append(item)
+                if len(group) == GROUP:
+                    return group, False
+                item = self._queue.get_nowait()
+        except queue.Empty:
+            if not group:
+                self._checkpoint(connection, "PASSIVE")
+                self._dirty = False
+            return group, False
+        return group, True
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=True)
@@ -113,37 +128,68 @@ class Writer:
             raise
         return connection
 
-    def _commit(self, connection: sqlite3.Connection, group: list[tuple[Batch, Future[Any]]]) -> None:
-        outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
+    def _commit(self, connection: sqlite3.Connection, group: Group) -> None:
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            for batch, done in group:
-                connection.execute("SAVEPOINT batch")
-                try:
-                    outcomes.append((done, batch(connection), None))
-                except Exception as error:  # noqa: BLE001 - whatever a batch raises is its caller's, not the thread's
-                    connection.execute("ROLLBACK TO batch")
-                    outcomes.append((done, None, error))
-                connection.execute("RELEASE batch")
-            connection.execute("COMMIT")
-            self.commits += 1
+            outcomes = self._transaction(connection, group)
         except sqlite3.Error as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            failure = StorageError(f"{self._path}: {error}; nothing of this change was kept")
-            outcomes = [(done, None, failure) for _, done in group]
-        for done, value, failed in outcomes:
+            if is_full(error) and self._relieve():
+                return self._commit(connection, group)
+            kind = StorageFull if is_full(error) else StorageError
+            failure = kind(f"{self._path}: {error}; nothing of this change was kept")
+            outcomes = [(None, failure) for _ in group]
+        self._dirty = True
+        for (_, done), (value, failed) in zip(group, outcomes, strict=True):
             if failed is None:
                 done.set_result(value)
             else:
                 done.set_exception(failed)
-        if self.commits % 64 == 0:
-            self._checkpoint(connection)
+        if self.commits % 64 == 0 and self._log_size() > CHECKPOINT_PAGES * 4096:
+            self._checkpoint(connection, "PASSIVE")
+        return None
 
-    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+    def _transaction(self, connection: sqlite3.Connection, group: Group) -> list[tuple[Any, BaseException | None]]:
+        """All batches in one commit; raises sqlite3.Error when the commit as a whole failed."""
+        outcomes: list[tuple[Any, BaseException | None]] = []
         try:
-            wal = self._path.with_name(self._path.name + "-wal").stat().st_size
+            connection.execute("BEGIN IMMEDIATE")
+            for batch, _ in group:
+                connection.execute("SAVEPOINT batch")
+                try:
+                    outcomes.append((batch(connection), None))
+                except Exception as error:
+                    if isinstance(error, sqlite3.Error) and is_full(error):
+                        raise
+                    connection.execute("ROLLBACK TO batch")
+                    outcomes.append((None, error))
+                connection.execute("RELEASE batch")
+            connection.execute("COMMIT")
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self.commits += 1
+        return outcomes
+
+    def _log_size(self) -> int:
+        try:
+            return self._path.with_name(self._path.name + "-wal").stat().st_size
         except FileNotFoundError:
-            return
-        if wal > CHECKPOINT_PAGES * 4096:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            return 0
+
+    def _checkpoint(self, connection: sqlite3.Connection, mode: str) -> None:
+        """Bring the log into the database. What it cannot do now, for want of room, it does the next time."""
+        try:
+            connection.execute(f"PRAGMA wal_checkpoint({mode})")
+            fp("checkpoint.mid")
+        except (sqlite3.Error, FailpointError) as error:
+            _log.warning("no checkpoint", cause=str(error))
+
+
+def is_full(error: sqlite3.Error) -> bool:
+    """Whether the disk had no room for it. (Without room for its index of the log, SQLite says I/O error.)"""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+def _no_relief() -> bool:
+    return False

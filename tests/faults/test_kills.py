@@ -18,7 +18,7 @@ from tests.e2e.conftest import new_world
 from tests.e2e.processes import World, finish
 from tests.faults.client import GONE, call, submit
 from tests.faults.oracle import Oracle
-from tests.faults.tier import ALLOWANCE, record, rng, size
+from tests.faults.tier import ALLOWANCE, big, record, rng, size
 
 AGENTS = 16
 READY_S, MOVING_S = 2.5, 5.0
@@ -168,6 +168,7 @@ def check_campaign(campaign: Campaign, wanted: int, kills: int, took: float) -> 
     assert moved <= MOVING_S * ALLOWANCE
 
 
+@big
 def test_r5_killed_while_coming_back_and_a_poisonous_step_is_parked() -> None:
     """Ten kills during recovery with the default allowance; then a step whose agent's start kills the server."""
     executions, kills = size((6, 3), (20, 10), (20, 10))

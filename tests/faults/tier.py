@@ -11,6 +11,8 @@ import random
 import secrets
 from typing import Final, TypeVar
 
+import pytest
+
 Value = TypeVar("Value")
 
 TIER: Final = os.environ.get("PARALLAX_FAULTS") or "small"
@@ -22,6 +24,9 @@ PAGE: Final[dict[str, tuple[str, str]]] = {}  # test -> (what was done, what was
 def size(small: Value, fast: Value, full: Value) -> Value:
     """The value for this tier."""
     return {"small": small, "fast": fast, "full": full}[TIER]
+
+
+big = pytest.mark.skipif(TIER == "small", reason="a part of `make faults`")
 
 
 def rng(name: str) -> random.Random:
