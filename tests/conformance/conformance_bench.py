@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from model_server import ModelServer
-
 from parallax.agents.clients.factory import make_client
 from parallax.agents.clis import catalogue
 from parallax.agents.gateway.service import Gateway
 from parallax.agents.runtimes.local import LocalRuntime
 from parallax.ports import AgentClient, AgentSession
+from tests.modelserver.model_server import ModelServer
 
 KEYS = {"anthropic": "sk-real-anthropic-0123456789", "openai": "sk-real-openai-0123456789"}
 

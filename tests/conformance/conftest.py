@@ -11,20 +11,19 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "modelserver"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from agent_helpers import marked
 from conformance_bench import KEYS, Bench
 from install import PACKAGES, cache, install
-from model_server import ModelServer
 
 from parallax.agents.clis.catalogue import providers
 from parallax.agents.gateway.providers import Account
 from parallax.agents.gateway.service import Gateway, GatewaySettings
 from parallax.agents.runtimes.local import LocalRuntime
 from parallax.redaction import Secret
+from tests.modelserver.model_server import ModelServer
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Install the pinned real CLIs for the conformance tests, each in its own prefix; what is there is left alone.
 
-Used by the tests' fixture and by CI: python tests/conformance/install.py [DIRECTORY]
+Used by the tests' fixture and by CI: python tests/conformance/install.py [NAME ...]
 """
 
 from __future__ import annotations
@@ -9,15 +9,32 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-# name -> npm package, version. Without a version npm takes the newest whose engines fit this Node, not the newest.
+
+@dataclass(frozen=True)
+class Package:
+    """A pinned package. Without a version npm takes the newest whose engines fit this Node, not the newest."""
+
+    name: str
+    version: str
+    source: str = "npm"
+
+
 PACKAGES = {
-    "claude": ("@anthropic-ai/claude-code", "2.1.330"),
-    "codex": ("@openai/codex", "0.169.0"),
-    "claude-agent-acp": ("@agentclientprotocol/claude-agent-acp", "0.49.0"),
-    "codex-acp": ("@agentclientprotocol/codex-acp", "2.6.0"),
+    "claude": Package("@anthropic-ai/claude-code", "2.1.330"),
+    "codex": Package("@openai/codex", "0.169.0"),
+    "claude-agent-acp": Package("@agentclientprotocol/claude-agent-acp", "0.49.0"),
+    "codex-acp": Package("@agentclientprotocol/codex-acp", "2.6.0"),
+    "gemini": Package("@google/gemini-cli", "0.61.0"),
+    "opencode": Package("opencode-ai", "1.18.33"),
+    "qwen": Package("@qwen-code/qwen-code", "0.15.10"),
+    "copilot": Package("@github/copilot", "1.0.102"),
+    "aider": Package("aider-chat", "0.86.2", "pypi"),
 }
+# What the quick tier of the tests needs; `make conformance` needs all of them.
+QUICK = ("claude", "codex", "claude-agent-acp", "codex-acp", "gemini", "opencode")
 
 
 def cache() -> Path:
@@ -26,31 +43,60 @@ def cache() -> Path:
 
 
 def install(name: str, into: Path) -> Path:
-    """The program `name`, installed below `into` if it is missing. A half-made installation is made again."""
-    package, version = PACKAGES[name]
-    prefix = into / f"{name}-{version}"
+    """The program `name`, installed below `into` if it is missing. A half-made installation is made again.
+
+    An npm prefix can be moved into place when it is whole; a virtual environment cannot (its scripts name their
+    Python), so a file says when that one is.
+    """
+    package = PACKAGES[name]
+    prefix = into / f"{name}-{package.version}"
     program = prefix / "bin" / name
-    if not program.exists():
-        making = into / f".{name}-{version}.{os.getpid()}"
-        making.mkdir(parents=True)
-        command = ["npm", "install", "-g", "--no-fund", "--no-audit", "--prefix", str(making), f"{package}@{version}"]
-        try:
-            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
-            shutil.rmtree(prefix, ignore_errors=True)
-            making.rename(prefix)
-        except subprocess.CalledProcessError as error:
-            raise SystemExit(f"npm could not install {package}@{version}: {error.stderr[-2000:]}") from None
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+    if package.source == "pypi":
+        _install_pypi(package, prefix)
+    elif not program.exists():
+        _install_npm(package, prefix)
     return program
 
 
-def main() -> None:
-    """Install all of them."""
-    into = Path(sys.argv[1]) if len(sys.argv) > 1 else cache()
-    for name in PACKAGES:
-        print(install(name, into), flush=True)
+def _install_npm(package: Package, prefix: Path) -> None:
+    making = prefix.with_name(f".{prefix.name}.{os.getpid()}")
+    making.mkdir(parents=True)
+    wanted = f"{package.name}@{package.version}"
+    try:
+        _run("npm", "install", "-g", "--no-fund", "--no-audit", "--prefix", str(making), wanted)
+        shutil.rmtree(prefix, ignore_errors=True)
+        making.rename(prefix)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _install_pypi(package: Package, prefix: Path) -> None:
+    whole = prefix / "whole"
+    if whole.exists():
+        return
+    shutil.rmtree(prefix, ignore_errors=True)
+    wanted = f"{package.name}=={package.version}"
+    if uv := shutil.which("uv"):
+        _run(uv, "venv", "-q", "--python", sys.executable, str(prefix))
+        _run(uv, "pip", "install", "-q", "--python", str(prefix / "bin" / "python"), wanted)
+    else:
+        _run(sys.executable, "-m", "venv", str(prefix))
+        _run(str(prefix / "bin" / "python"), "-m", "pip", "install", "-q", wanted)
+    whole.touch()
+
+
+def _run(*command: str) -> None:
+    try:
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"{' '.join(command)} failed: {error.stderr[-2000:]}") from None
+
+
+def main(names: list[str]) -> None:
+    """Install the named ones, or all."""
+    for name in names or PACKAGES:
+        print(install(name, cache()), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

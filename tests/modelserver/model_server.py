@@ -1,8 +1,8 @@
-"""A scripted model on loopback: Anthropic Messages and OpenAI Responses, with streaming and tool calls.
+"""A scripted model on loopback: Anthropic Messages, OpenAI Responses, Chat Completions, Gemini generateContent.
 
-Real CLIs run against it without an account. The base URL names the scenario: `http://127.0.0.1:PORT/write` (Anthropic),
-`http://127.0.0.1:PORT/write/v1` (OpenAI). In `write` the model edits a file with the CLI's own tool, runs a command and
-then says so; it decides by the request alone, so restarts and resumed sessions do not confuse it.
+Real CLIs run against it without an account. The base URL names the scenario: `http://127.0.0.1:PORT/write` (Anthropic,
+Gemini), `http://127.0.0.1:PORT/write/v1` (OpenAI). In `write` the model edits a file with the CLI's own tool, runs a
+command and then says so; it decides by the request alone, so restarts and resumed sessions do not confuse it.
 
 Run by hand: python tests/modelserver/model_server.py [PORT]
 """
@@ -15,15 +15,19 @@ import json
 import re
 import sys
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
-SCENARIOS = ("write", "text", "rate", "ratealways", "err500", "slow", "hang")
-CWD = re.compile(r'(?:[Ww]orking directory: ?|<cwd>)(/[^\s<\\"]+)')
-SHELLS = ("exec_command", "shell_command", "shell", "local_shell", "Bash")
+from tests.modelserver.dialects import Anthropic, Call, Chat, Dialect, Gemini, Responses, Tool, filled
+
+# permission: like `write`, with a command that no CLI takes for harmless.
+SCENARIOS = ("write", "text", "permission", "rate", "ratealways", "err500", "slow", "hang")
+CWD = re.compile(r'(?:[Ww]orking directory: ?|<cwd>|in the directory: ?)(/[^\s<\\"`]+)')
+SHELLS = ("exec_command", "shell_command", "shell", "local_shell", "Bash", "bash", "run_shell_command")
+WRITERS = ("Write", "write_file", "write", "create")
+ASKED = "python3 -c 'print(1)'"
 
 
 @dataclass
@@ -47,15 +51,6 @@ class Recorded:
     at: float = field(default_factory=time.time)
 
 
-@dataclass
-class Call:
-    """A tool call of the model. `custom`: the tool takes free text."""
-
-    name: str
-    arguments: Any
-    custom: bool = False
-
-
 class ModelServer:
     """`async with ModelServer() as server: server.url`."""
 
@@ -73,6 +68,8 @@ class ModelServer:
         app.router.add_post("/{scenario}/v1/messages", self._messages)
         app.router.add_post("/{scenario}/v1/messages/count_tokens", self._count)
         app.router.add_post("/{scenario}/v1/responses", self._responses)
+        app.router.add_post("/{scenario}/v1/chat/completions", self._chat)
+        app.router.add_post(r"/{scenario}/v1beta/models/{model}:{verb}", self._gemini)
         app.router.add_route("*", "/{scenario}/{tail:.*}", self._other)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -88,201 +85,121 @@ class ModelServer:
         """Every key that arrived."""
         return {recorded.key for recorded in self.requests}
 
-    async def _record(self, request: web.Request) -> tuple[str, Any]:
-        raw = await request.read()
-        body = json.loads(raw) if raw else None
-        key = request.headers.get("x-api-key") or request.headers.get("Authorization", "").removeprefix("Bearer ")
-        scenario = request.match_info["scenario"]
-        self.requests.append(Recorded(scenario, request.path_qs, key, body))
-        return scenario, body
+    # --- the doors ----------------------------------------------------------------------------------------------------
 
-    def _trouble(self, scenario: str, kind: str) -> web.Response | None:
-        """The error of a scenario, if it is due."""
-        if scenario == "err500":
-            return _error(500, kind, "api_error", "Internal server error")
-        self._limited += scenario == "rate"
-        if scenario == "ratealways" or (scenario == "rate" and self._limited == 1):
-            return _error(429, kind, "rate_limit_error", "Rate limit reached, try again later", {"retry-after": "1"})
-        return None
+    async def _messages(self, request: web.Request) -> web.StreamResponse:
+        body = await self._record(request)
+        return await self._answer(request, body, Anthropic(), bool(body.get("stream")), str(body.get("model")))
 
-    async def _other(self, request: web.Request) -> web.Response:
-        await self._record(request)
-        return web.json_response({"error": {"message": "not found"}}, status=404)
+    async def _responses(self, request: web.Request) -> web.StreamResponse:
+        body = await self._record(request)
+        return await self._answer(request, body, Responses(), bool(body.get("stream")), str(body.get("model")))
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = await self._record(request)
+        return await self._answer(request, body, Chat(), bool(body.get("stream")), str(body.get("model")))
+
+    async def _gemini(self, request: web.Request) -> web.StreamResponse:
+        body = await self._record(request)
+        verb, model = request.match_info["verb"], request.match_info["model"]
+        if verb == "countTokens":
+            return web.json_response({"totalTokens": 100})
+        return await self._answer(request, body, Gemini(), verb == "streamGenerateContent", model)
 
     async def _count(self, request: web.Request) -> web.Response:
         await self._record(request)
         return web.json_response({"input_tokens": 100})
 
-    # --- Anthropic Messages -------------------------------------------------------------------------------------------
+    async def _other(self, request: web.Request) -> web.Response:
+        await self._record(request)
+        return web.json_response({"error": {"message": "not found"}}, status=404)
 
-    async def _messages(self, request: web.Request) -> web.StreamResponse:
-        scenario, body = await self._record(request)
-        if trouble := self._trouble(scenario, "anthropic"):
+    async def _record(self, request: web.Request) -> Any:
+        raw = await request.read()
+        body = json.loads(raw) if raw else None
+        headers = request.headers
+        key = headers.get("x-api-key") or headers.get("x-goog-api-key") or headers.get("Authorization", "")
+        scenario = request.match_info["scenario"]
+        self.requests.append(Recorded(scenario, request.path_qs, key.removeprefix("Bearer "), body))
+        return body
+
+    # --- the model ----------------------------------------------------------------------------------------------------
+
+    async def _answer(
+        self, request: web.Request, body: Any, dialect: Dialect, stream: bool, model: str
+    ) -> web.StreamResponse:
+        scenario = request.match_info["scenario"]
+        if trouble := self._trouble(scenario, dialect):
             return trouble
-        tools = {tool.get("name"): tool for tool in body.get("tools") or ()}
-        move = self._move(scenario, tools, _anthropic_results(body["messages"]), json.dumps(body))
-        if isinstance(move, str):
-            block: dict[str, Any] = {"type": "text", "text": move}
-        else:
-            block = {"type": "tool_use", "id": f"toolu_{next(self._ids)}", "name": move.name, "input": move.arguments}
-        message = {
-            "id": f"msg_{next(self._ids)}",
-            "type": "message",
-            "role": "assistant",
-            "model": body.get("model", "fake"),
-            "content": [block],
-            "stop_reason": "end_turn" if block["type"] == "text" else "tool_use",
-            "stop_sequence": None,
-            "usage": {"input_tokens": 100, "output_tokens": 20},
-        }
-        if not body.get("stream"):
-            return web.json_response(message)
-        return await _stream(request, _anthropic_events(message, block, scenario))
+        call = self._move(scenario, dialect.tools(body), dialect.results(body), json.dumps(body), body)
+        whole = dialect.whole(call, next(self._ids), model)
+        if not stream:
+            return web.json_response(whole)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        await response.prepare(request)
+        for count, (name, data) in enumerate(dialect.stream(whole)):
+            if count:
+                await _pace(scenario)
+            event = f"event: {name}\n" if name else ""
+            text = data if isinstance(data, str) else json.dumps(data)
+            await response.write(f"{event}data: {text}\n\n".encode())
+        await response.write_eof()
+        return response
 
-    def _move(self, scenario: str, tools: dict[Any, Any], results: int, text: str) -> str | Call:
+    def _trouble(self, scenario: str, dialect: Dialect) -> web.Response | None:
+        """The error of a scenario, if it is due."""
+        if scenario == "err500":
+            return web.json_response(dialect.error(500, "api_error", "Internal server error"), status=500)
+        self._limited += scenario == "rate"
+        if scenario == "ratealways" or (scenario == "rate" and self._limited == 1):
+            body = dialect.error(429, "rate_limit_error", "Rate limit reached, try again later")
+            return web.json_response(body, status=429, headers={"retry-after": "1"})
+        return None
+
+    def _move(self, scenario: str, tools: dict[str, Tool], results: int, text: str, body: Any) -> Call:
         """What the model does next, by how many tool results it has seen since it was asked."""
-        if scenario == "text" or not tools or results >= 2:
-            return self.script.answer if tools else "Write a file"
+        if not tools:
+            return Call(self._without_tools(scenario, text, body))
+        if scenario == "text" or results >= 2:
+            return Call(self.script.answer)
         shell = next((name for name in SHELLS if name in tools), None)
+        command = ASKED if scenario == "permission" else self.script.command
         if "exec" in tools:  # Codex's code mode: one tool that runs JavaScript, the others are functions in it
-            script = f"text(await tools.exec_command({json.dumps({'cmd': self.script.command})}))"
+            script = f"text(await tools.exec_command({json.dumps({'cmd': command})}))"
             if results == 0:
                 script = f"text(await tools.apply_patch({json.dumps(self._patch())}))"
-            return Call("exec", script, custom=True)
+            return Call(script, "exec", custom=True)
+        if results == 1 and shell:
+            return _shell_call(shell, tools[shell], command)
         found = CWD.search(text)
         path = f"{found[1]}/{self.script.path}" if found else self.script.path
-        if results == 1 and shell:
-            return Call(shell, _shell_arguments(tools[shell], self.script.command))
-        if "Write" in tools:
-            return Call("Write", {"file_path": path, "content": self.script.content})
-        if tools.get("apply_patch", {}).get("type") == "custom":
-            return Call("apply_patch", self._patch(), custom=True)
+        if writer := next((name for name in WRITERS if name in tools), None):
+            given = {"file_path": path, "filePath": path, "path": path}
+            given |= {"content": self.script.content, "file_text": self.script.content}
+            return Call(filled(tools[writer].schema, given), writer)
+        if "apply_patch" in tools and tools["apply_patch"].custom:
+            return Call(self._patch(), "apply_patch", custom=True)
         assert shell, f"no tool to write with among {list(tools)}"
-        return Call(shell, _shell_arguments(tools[shell], f"printf '{self.script.content}' > '{path}'"))
+        return _shell_call(shell, tools[shell], f"printf '{self.script.content}' > '{path}'")
+
+    def _without_tools(self, scenario: str, text: str, body: Any) -> str:
+        """Whoever has no tools asks for a title, for a document by a schema, or (Aider) for whole files as text."""
+        if schema := ((body.get("generationConfig") or {}).get("responseJsonSchema")):
+            return json.dumps(filled(schema, {"next_speaker": "user"}))
+        if "file listing" in text and scenario != "text":
+            return f"{self.script.path}\n```\n{self.script.content}```\n\n{self.script.answer}"
+        return self.script.answer if "file listing" in text else "Write a file"
 
     def _patch(self) -> str:
         lines = "\n".join(f"+{line}" for line in self.script.content.splitlines())
         return f"*** Begin Patch\n*** Add File: {self.script.path}\n{lines}\n*** End Patch\n"
 
-    # --- OpenAI Responses ---------------------------------------------------------------------------------------------
 
-    async def _responses(self, request: web.Request) -> web.StreamResponse:
-        scenario, body = await self._record(request)
-        if trouble := self._trouble(scenario, "openai"):
-            return trouble
-        tools = _openai_tools(body)
-        move = self._move(scenario, tools, _openai_results(body["input"]), json.dumps(body))
-        number = next(self._ids)
-        if isinstance(move, str):
-            content = [{"type": "output_text", "text": move, "annotations": []}]
-            item: dict[str, Any] = {"type": "message", "id": f"msg_{number}", "role": "assistant", "content": content}
-        elif move.custom:
-            item = {"type": "custom_tool_call", "call_id": f"call_{number}", "name": move.name, "input": move.arguments}
-        else:
-            arguments = json.dumps(move.arguments)
-            item = {"type": "function_call", "call_id": f"call_{number}", "name": move.name, "arguments": arguments}
-        response = {
-            "id": f"resp_{number}",
-            "object": "response",
-            "status": "completed",
-            "model": body.get("model", "fake"),
-            "output": [item],
-            "usage": {
-                "input_tokens": 100,
-                "input_tokens_details": {"cached_tokens": 10},
-                "output_tokens": 20,
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": 120,
-            },
-        }
-        if not body.get("stream"):
-            return web.json_response(response)
-        return await _stream(request, _openai_events(response, item, scenario))
-
-
-def _anthropic_results(messages: list[dict[str, Any]]) -> int:
-    """Tool results since the last message of the user that holds none."""
-    results = 0
-    for message in messages:
-        if message["role"] != "user":
-            continue
-        content = message["content"]
-        blocks = content if isinstance(content, list) else []
-        here = sum(block.get("type") == "tool_result" for block in blocks)
-        results = results + here if here else 0
-    return results
-
-
-def _openai_tools(body: dict[str, Any]) -> dict[str, Any]:
-    """The tools by name, wherever this version of Codex puts them: in the request, its input, or a namespace."""
-    given = list(body.get("tools") or ())
-    for item in body["input"]:
-        given += item.get("tools") or () if item.get("type") == "additional_tools" else ()
-    for tool in list(given):
-        given += tool.get("tools") or ()
-    return {tool.get("name") or tool.get("type"): tool for tool in given if tool.get("type") != "namespace"}
-
-
-def _openai_results(items: list[dict[str, Any]]) -> int:
-    results = 0
-    for item in items:
-        if item.get("role") == "user":
-            results = 0
-        elif item.get("type") in {"function_call_output", "custom_tool_call_output", "local_shell_call_output"}:
-            results += 1
-    return results
-
-
-def _shell_arguments(tool: dict[str, Any], command: str) -> dict[str, Any]:
-    schema = tool.get("parameters") or tool.get("input_schema") or {}
-    properties = schema.get("properties", {})
-    if "cmd" in properties:
-        return {"cmd": command}
-    if properties.get("command", {}).get("type") == "array":
-        return {"command": ["bash", "-lc", command]}
-    return {"command": command, **({"description": "Run a command"} if "description" in properties else {})}
-
-
-def _error(status: int, kind: str, type_: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
-    error = {"type": type_, "message": message}
-    body = {"type": "error", "error": error} if kind == "anthropic" else {"error": {**error, "code": type_}}
-    return web.json_response(body, status=status, headers=headers)
-
-
-Events = AsyncIterator[dict[str, Any]]
-
-
-async def _anthropic_events(message: dict[str, Any], block: dict[str, Any], scenario: str) -> Events:
-    start = {**message, "content": [], "stop_reason": None, "usage": {"input_tokens": 100, "output_tokens": 1}}
-    yield {"type": "message_start", "message": start}
-    if block["type"] == "text":
-        yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
-        deltas = [{"type": "text_delta", "text": piece} for piece in _pieces(block["text"])]
-    else:
-        yield {"type": "content_block_start", "index": 0, "content_block": {**block, "input": {}}}
-        pieces = _pieces(json.dumps(block["input"]))
-        deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
-    for delta in deltas:
-        await _pace(scenario)
-        yield {"type": "content_block_delta", "index": 0, "delta": delta}
-    yield {"type": "content_block_stop", "index": 0}
-    stop = {"stop_reason": message["stop_reason"], "stop_sequence": None}
-    yield {"type": "message_delta", "delta": stop, "usage": {"output_tokens": 20}}
-    yield {"type": "message_stop"}
-
-
-async def _openai_events(response: dict[str, Any], item: dict[str, Any], scenario: str) -> Events:
-    yield {"type": "response.created", "response": {**response, "status": "in_progress", "output": []}}
-    if item["type"] == "message":
-        yield {"type": "response.output_item.added", "output_index": 0, "item": {**item, "content": []}}
-        for piece in _pieces(item["content"][0]["text"]):
-            await _pace(scenario)
-            delta = {"item_id": item["id"], "output_index": 0, "content_index": 0, "delta": piece}
-            yield {"type": "response.output_text.delta", **delta}
-    else:
-        await _pace(scenario)
-    yield {"type": "response.output_item.done", "output_index": 0, "item": item}
-    yield {"type": "response.completed", "response": response}
+def _shell_call(name: str, tool: Tool, command: str) -> Call:
+    kind = (tool.schema.get("properties") or {}).get("command", {}).get("type")
+    line = ["bash", "-lc", command] if kind == "array" else command
+    given = {"cmd": command, "command": line, "description": "Run a command"}
+    return Call(filled(tool.schema, given) or {"command": line}, name)
 
 
 async def _pace(scenario: str) -> None:
@@ -290,19 +207,6 @@ async def _pace(scenario: str) -> None:
         await asyncio.sleep(0.3)
     elif scenario == "hang":
         await asyncio.sleep(3600)
-
-
-def _pieces(text: str) -> list[str]:
-    return [text[at : at + 12] for at in range(0, len(text), 12)]
-
-
-async def _stream(request: web.Request, events: Events) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    await response.prepare(request)
-    async for event in events:
-        await response.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
-    await response.write_eof()
-    return response
 
 
 async def _main(port: int) -> None:
