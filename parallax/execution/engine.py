@@ -501,7 +501,7 @@ class ExecutionEngine:
     async def _drive(self, execution: Execution, course: Course, running: _Running) -> None:
         """Run the program and record how it ended."""
         path, bundle = await self._store.bundle(execution.hash)
-        program = self._runtimes.program(path, bundle, execution.hash)
+        program = await self._runtimes.program(path, bundle, execution.hash)
         host = ExecutionHost(course, printed=await self._store.count_events(execution.id, "log.printed"))
         names = {
             "input": execution.input,

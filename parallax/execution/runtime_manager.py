@@ -16,6 +16,12 @@ from parallax import prism
 CACHED_PROGRAMS: Final = 256
 
 
+def _compiled(path: str, bundle: Mapping[str, str]) -> prism.Program:
+    program = prism.compile(bundle[path], path=path, bundle=bundle)
+    prism.prepare(program)
+    return program
+
+
 class RuntimeManager:
     """Hands out PrismRuntimes."""
 
@@ -23,12 +29,12 @@ class RuntimeManager:
         self._places = asyncio.Semaphore(limit)  # asyncio's semaphore wakes its waiters in order
         self._programs: OrderedDict[str, prism.Program] = OrderedDict()
 
-    def program(self, path: str, bundle: Mapping[str, str], bundle_hash: str) -> prism.Program:
-        """The compiled program of a pinned bundle."""
+    async def program(self, path: str, bundle: Mapping[str, str], bundle_hash: str) -> prism.Program:
+        """The compiled program of a pinned bundle; the longest source takes seconds, so a thread compiles it."""
         if (known := self._programs.get(bundle_hash)) is not None:
             self._programs.move_to_end(bundle_hash)
             return known
-        program = prism.compile(bundle[path], path=path, bundle=bundle)
+        program = await asyncio.to_thread(_compiled, path, bundle)
         self._programs[bundle_hash] = program
         while len(self._programs) > CACHED_PROGRAMS:
             self._programs.popitem(last=False)

@@ -35,6 +35,7 @@ from .modules import checked_tree, gather, make_program
 from .printer import unparse as unparse
 from .runtime import PrismRuntime as PrismRuntime
 from .runtime import evaluate as evaluate
+from .runtime import prepare as prepare
 from .statements import parse_program
 
 

@@ -39,6 +39,9 @@ _NUMBER = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][
 Table = dict[str, Value]
 Keyed = tuple[tuple[Value, str], Value]
 
+# Builtins that take no longer the more they are given: generated code calls them without waiting.
+QUICK = frozenset(("range", "max", "min", "Number", "Boolean"))
+
 
 def confidence_or_none(value: Value) -> float | None:
     return value.confidence if type(value) is Confident else None
@@ -74,7 +77,7 @@ class Builtins:
             "String": self.converter("String", self.string),
             "Boolean": self.converter("Boolean", truthy),
         }
-        table: Table = {name: Function(name, call) for name, call in simple.items()}
+        table: Table = {name: Function(name, call, pure=name not in QUICK) for name, call in simple.items()}
         table["console"] = self.namespace(
             {
                 "log": self.printer(""),
@@ -86,15 +89,17 @@ class Builtins:
         table["Object"] = self.namespace(self.object_functions())
         table["JSON"] = self.namespace({"parse": self.json_parse, "stringify": self.json_stringify})
         table["Math"] = self.math(table)
-        table["Array"] = self.namespace({"isArray": self.is_array})
+        table["Array"] = self.namespace({"isArray": self.is_array}, pure=False)
         table["Promise"] = self.namespace({"resolve": self.promise_resolve, "all": self.promise_all})
         return table
 
     @staticmethod
-    def namespace(functions: dict[str, Callable[..., Value]], more: Table | None = None) -> Object:
-        result = Object({key: Function(key, call) for key, call in functions.items()})
+    def namespace(
+        functions: dict[str, Callable[..., Value]], more: Table | None = None, *, pure: bool = True
+    ) -> Object:
+        result = Object({key: Function(key, call, pure=pure) for key, call in functions.items()})
         result.update(more or {})
-        result.depth, result.step = 1, None
+        result.depth, result.weight, result.step = 1, 0, None
         return result
 
     # --- output ---
@@ -250,7 +255,7 @@ class Builtins:
                 raise fail("threshold filter requires an array")
             return self.meter.array([x for x in xs if passes(x)])
 
-        return Function("threshold", run)
+        return Function("threshold", run, pure=True)
 
     def aggregate(self, _depth: int, *args: Value) -> Value:
         if not 1 <= len(args) <= 2:
@@ -301,7 +306,7 @@ class Builtins:
                 raise fail("sortBy sorter requires an array")
             return self.wrap(self.meter.array(self.sorted_by(xs, key, descending=direction != "asc")), arrays[0])
 
-        return Function("sortBy", run)
+        return Function("sortBy", run, pure=True)
 
     def sorted_by(self, xs: Array, key: str, *, descending: bool) -> list[Value]:
         """Two numbers by size, else by text; mixed keys have no total order, so the sort compares pairs."""
@@ -338,19 +343,24 @@ class Builtins:
                 raise fail("groupBy grouper requires an array")
 
             def steps() -> Steps:
-                groups: dict[str, list[Value]] = {}
+                values = []
                 for i, x in enumerate(xs):
-                    if type(key) is Function:
-                        value = yield key, (x, float(i), xs)
-                    else:
-                        inner = peel(x)
-                        value = inner.get(key) if type(inner) is Object else None
-                    groups.setdefault(text_of(core(value), self.meter), []).append(x)
-                return self.meter.object({name: self.meter.array(items) for name, items in groups.items()})
+                    values.append((yield key, (x, float(i), xs)))
+                return self.grouped(xs, values)
 
-            return steps()
+            if type(key) is Function:
+                return steps()
+            inner = map(peel, xs)
+            return self.grouped(xs, [each.get(key) if type(each) is Object else None for each in inner])
 
-        return Function("groupBy", run)
+        return Function("groupBy", run, pure=True)
+
+    def grouped(self, xs: Array, values: list[Value]) -> Object:
+        """The elements by the text of their values."""
+        groups: dict[str, list[Value]] = {}
+        for x, value in zip(xs, values, strict=True):
+            groups.setdefault(text_of(core(value), self.meter), []).append(x)
+        return self.meter.object({name: self.meter.array(items) for name, items in groups.items()})
 
     # --- objects and JSON ---
 

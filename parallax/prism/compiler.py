@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from . import nodes as n
+from .builtins import QUICK
 from .errors import Span
 from .scopes import Frame, Scope, Variable, all_bound_names, own_nodes
 from .values import truthy
@@ -34,6 +35,7 @@ COMPARE: dict[str, type[ast.cmpop]] = {
     "!=": ast.NotEq,
 }
 LAZY = frozenset(("&&", "||", "??", "~??", "~@>"))
+EQUALITY = frozenset(("==", "!=", "===", "!==", "~==", "~!="))
 LAZY_TESTS = {"&&": "truthy", "||": "falsy", "??": "is_null", "~??": "unsure", "~@>": "sure"}
 OP_NAMES = {
     "+": "add",
@@ -66,25 +68,7 @@ OP_NAMES = {
     "~||": "c_or",
     "~||>": "c_best",
 }
-SYNC_BUILTINS = frozenset(
-    [
-        "print",
-        "range",
-        "max",
-        "min",
-        "Number",
-        "String",
-        "Boolean",
-        "voting",
-        "consensus",
-        "merge",
-        "best",
-        "first",
-        "average",
-        "majorityVote",
-    ]
-)
-SYNC_NAMESPACES = frozenset(("Object", "JSON", "Math", "console", "Array"))
+QUICK_NAMESPACES = frozenset(("Math", "Array"))
 CHAINS = (n.Binary, n.Pipeline, n.PropertyAccess, n.OptionalChain, n.Index, n.Call, n.ConfidenceExpression)
 
 
@@ -310,7 +294,7 @@ class ExpressionCompiler:
         holes = self.operands([part for part in node.parts if not isinstance(part, str)])
         values = iter(holes)
         parts = [
-            const(p) if isinstance(p, str) else self.helper("plain_text", next(values), span=node.span)
+            const(p) if isinstance(p, str) else self.awaited(self.helper("plain_text", next(values), span=node.span))
             for p in node.parts
         ]
         return self.helper("concat", ast.Tuple(parts, ast.Load()), span=node.span)
@@ -388,7 +372,7 @@ class ExpressionCompiler:
         slow_name = OP_NAMES[node.op]
         fast: ast.expr
         if node.op not in ARITHMETIC and node.op not in COMPARE:
-            slow = self.helper(slow_name, a, b, span=node.span)
+            slow = self.slow(node, slow_name, a, b)
             return self.test(slow) if condition else slow
         numbers = [isinstance(each, ast.Constant) and type(each.value) is float for each in (a, b)]
         if (simple(a) and simple(b)) or isinstance(b, ast.Constant):
@@ -412,13 +396,18 @@ class ExpressionCompiler:
             )
         if node.op == "/":
             test = ast.BoolOp(ast.And(), [test, ast.Compare(b, [ast.NotEq()], [const(0.0)])])
-        slow = self.helper(slow_name, a, b, span=node.span)
+        slow = self.slow(node, slow_name, a, b)
         if node.op in COMPARE:
             fast = ast.Compare(a, [COMPARE[node.op]()], [b])
             slow = self.test(slow) if condition else slow
         else:
             fast = ast.BinOp(a, ARITHMETIC[node.op](), b)
         return ast.IfExp(test, fast, slow)
+
+    def slow(self, node: n.Binary, name: str, a: ast.expr, b: ast.expr) -> ast.expr:
+        """The rule for an operator; comparing large values takes so long that the event loop must run meanwhile."""
+        value = self.helper(name, a, b, span=node.span)
+        return self.awaited(value) if node.op in EQUALITY and not _short(node) else value
 
     def lazy(self, node: n.Binary, left: ast.expr) -> ast.expr:
         """`a op b` where b may not run: the operand that decides, as it is."""
@@ -522,15 +511,19 @@ class ExpressionCompiler:
                     n.For | n.ForIn | n.While | n.DoWhile | n.UncertainFor | n.UncertainWhile | n.Import | n.Export,
                 ):
                     return True
-                if isinstance(node, n.Pipeline) or (isinstance(node, n.Call) and not self.quick_call(node)):
+                if isinstance(node, n.Pipeline | n.Interpolated) or (
+                    isinstance(node, n.Call) and not self.quick_call(node)
+                ):
+                    return True
+                if isinstance(node, n.Binary) and node.op in EQUALITY and not _short(node):
                     return True
         return False
 
     def quick_call(self, node: n.Call) -> bool:
         callee = node.callee
         if isinstance(callee, n.PropertyAccess) and isinstance(callee.object, n.Identifier):
-            return callee.object.name in SYNC_NAMESPACES and callee.object.name not in self.bound
-        return isinstance(callee, n.Identifier) and callee.name in SYNC_BUILTINS and callee.name not in self.bound
+            return callee.object.name in QUICK_NAMESPACES and callee.object.name not in self.bound
+        return isinstance(callee, n.Identifier) and callee.name in QUICK and callee.name not in self.bound
 
     def function(
         self, name: str, params: Sequence[n.Parameter], body: n.Node, kind: str, span: Span | None
@@ -539,6 +532,14 @@ class ExpressionCompiler:
 
     def do_Match(self, node: n.Match) -> ast.expr:  # noqa: N802
         raise NotImplementedError
+
+
+def _short(node: n.Binary) -> bool:
+    """Is one side a literal? Then they are compared at once, but for `==`, which may ask for a long text form."""
+    literals: tuple[type[n.Node], ...] = (n.Number, n.Boolean, n.Null)
+    if node.op not in ("==", "!="):
+        literals = (*literals, n.String)
+    return isinstance(node.left, literals) or isinstance(node.right, literals)
 
 
 def _left(node: n.Expr) -> n.Expr:

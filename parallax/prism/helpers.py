@@ -91,7 +91,7 @@ class Helpers:
 
     def table(self) -> Table:
         return {
-            name: Function(name, call)
+            name: Function(name, call, pure=True)
             for name, call in {
                 "voting": self.voting,
                 "consensus": self.consensus,

@@ -29,9 +29,11 @@ from .host import Host
 from .limits import Limits, exceeded
 from .methods import Direct, Members
 from .modules import Program, resolve, show_line
+from .offload import EQUALITIES, Offload
 from .operators import HIGH, MEDIUM, Operators
 from .rules import declared_anywhere
 from .values import (
+    LIGHT,
     Array,
     Confident,
     Function,
@@ -49,6 +51,7 @@ from .values import (
     to_plain,
     truthy,
     type_name,
+    weight_of,
 )
 from .words import Words
 
@@ -106,6 +109,7 @@ class Machine:
         self.printed = [0, 0]
         self.started = self.yielded = time.monotonic()
         self.members = Members(self.meter)
+        self.offload = Offload(self.meter, host, self.drive)
         self.words = Words(self.meter, host, self.call, self.settled, self.place, self.tell_effect)
         self.modules: dict[str, dict[str, Value]] = {}
         self.importing: list[str] = []
@@ -136,6 +140,8 @@ class Machine:
             "item_object": binding.item_object,
             "default_object": binding.default_object,
         }
+        if self.host is not None:
+            rules |= {name: self.offload.compared(rules[name]) for name in EQUALITIES}
         if explain:
             rules = {name: explained(name, rule, self.place) for name, rule in rules.items()}
         return {
@@ -183,9 +189,17 @@ class Machine:
             "type_name": type_name,
             "make_function": make_function,
             "settle": lambda v: v.value if type(v) is Promise else v,
-            "plain_text": partial(text_of, meter=self.meter, plain=True),
+            "plain_text": self.offload.plain_text,
             **{name: getattr(self, name) for name in _OWN},
         }
+
+    def enter(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A hosted run begins in the current task."""
+        self.yielded = time.monotonic()
+        self.offload.enter(loop)
+        task = asyncio.current_task(loop)
+        assert task is not None
+        self.words.tasks.add(task)  # what it holds is found even while a builtin runs in a thread
 
     # --- names ---
 
@@ -275,6 +289,8 @@ class Machine:
             if type(function) is Confident:
                 return self.at_confidence(self.call(function.value, depth, *args), function.confidence)
             raise fail(f"Cannot call non-function value: {tag(function)}")
+        if function.pure and (weight := sum(map(weight_of, args))) > LIGHT:
+            return self.offload.run(function.call, weight, depth, *args)
         if not function.builtin:
             count = len(args)
             if count < function.least or (function.most is not None and count > function.most):
@@ -300,6 +316,8 @@ class Machine:
         method = self.members.method(base, name)
         if method is None:
             return self.call(self.globals["get"](base, name), depth, *args)
+        if (weight := sum(map(weight_of, args), weight_of(base))) > LIGHT:
+            return self.offload.method(name, method, weight, depth, *args)
         result = method(depth, *args)
         return self.drive(result, depth) if type(result) is GeneratorType else result
 
@@ -466,8 +484,7 @@ class Machine:
         if printed[1] > limits.printed_bytes:
             exceeded("printed bytes", limits.printed_bytes, printed[1])
         self.output.append(line)
-        if self.host is not None:
-            self.host.print(line)
+        self.offload.tell(line)
 
     def place(self) -> Span:
         """Where the program is: the nearest generated frame."""
@@ -557,15 +574,18 @@ class Machine:
     # --- running ---
 
     def main(self, path: str) -> Callable[[int], Any]:
-        hosted, traced = self.host is not None, self.trace_to is not None
+        return FunctionType(self.code(path, hosted=self.host is not None), self.globals)
+
+    def code(self, path: str, *, hosted: bool) -> CodeType:
+        """The code of a module, generated once for each kind of run."""
+        traced = self.trace_to is not None
         key = (path, hosted, traced)
         code = self.program.codes.get(key)
         if code is None:
             tree = self.program.tree_of(path, self.limits)
             code = generate(tree, path, hosted=hosted, traced=traced, builtins=self.names)
             self.program.codes[key] = code
-        inner = next(each for each in code.co_consts if isinstance(each, CodeType))
-        return FunctionType(inner, self.globals)
+        return next(each for each in code.co_consts if isinstance(each, CodeType))
 
     def result(self, value: Value) -> Evaluation:
         confidence = value.confidence if type(value) is Confident else None

@@ -176,14 +176,14 @@ class Members:
 
     def bound_method(self, entry: Method, base: Value, name: str, confidence: float | None) -> Function:
         if confidence is None:
-            return Function(name, partial(self.run_method, entry, base, name))
+            return Function(name, partial(self.run_method, entry, base, name), pure=True)
         sure = confidence
 
         def run(depth: int, *args: Value) -> Value:
             result = self.run_method(entry, base, name, depth, *args)
             return self._keep_steps(result, sure) if isinstance(result, Generator) else scaled(result, sure)
 
-        return Function(name, run)
+        return Function(name, run, pure=True)
 
     @staticmethod
     def _keep_steps(steps: Steps, confidence: float) -> Steps:

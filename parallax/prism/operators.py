@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from .limits import exceeded
 from .values import (
+    LIGHT,
     Array,
     Confident,
     Function,
@@ -28,6 +29,7 @@ from .values import (
     tag,
     text_of,
     truthy,
+    weight_of,
 )
 
 FLEXIBLE = {
@@ -116,14 +118,24 @@ class Operators:
         if op in _ORDER:
             return self._lifted(self._order(_ORDER[op]))
         if op in ("===", "!=="):
-            return self._lifted(lambda a, b: same(a, b) is (op == "==="))
+            return self._lifted(lambda a, b: self.same(a, b) is (op == "==="))
         if op in ("==", "!="):
-            return self._lifted(lambda a, b: loosely_same(a, b, self.meter) is (op == "=="))
+            return self._lifted(lambda a, b: self.loosely_same(a, b) is (op == "=="))
         if op == "instanceof":
             return instance_of
         if op == "~?>":
             return threshold_gate
         return self._confident(op)
+
+    def same(self, left: Value, right: Value) -> bool:
+        if (weight := weight_of(left)) > LIGHT:
+            self.meter.charge(weight)
+        return same(left, right)
+
+    def loosely_same(self, left: Value, right: Value) -> bool:
+        if (weight := weight_of(left)) > LIGHT:
+            self.meter.charge(weight)
+        return loosely_same(left, right, self.meter)
 
     @staticmethod
     def _lifted(plain: Callable[[Value, Value], Value]) -> Callable[[Value, Value], Value]:
@@ -190,7 +202,7 @@ class Operators:
             if op == "~||":
                 return Confident(truthy(a) or truthy(b), max(confidence_of(left), confidence_of(right)))
             if op in ("~==", "~!="):
-                return Confident(same(a, b) is (op == "~=="), least)
+                return Confident(self.same(a, b) is (op == "~=="), least)
             if compute is not None:
                 if type(a) is not float or type(b) is not float:
                     raise fail("Confident arithmetic requires numeric values")

@@ -59,6 +59,11 @@ def _with_output(error: PrismError, machine: Machine) -> PrismError:
     return error
 
 
+def prepare(program: Program) -> None:
+    """Generate the code of a hosted run now, so that the run's event loop need not wait for it."""
+    Machine(program, Limits.hosted(), None, {}).code(program.path, hosted=True)
+
+
 class PrismRuntime:
     """One hosted run of a program. `run` may be called once."""
 
@@ -118,6 +123,7 @@ class PrismRuntime:
     async def _main(self) -> Value:
         if self._cancelled:
             raise asyncio.CancelledError
-        self.machine.words.enter(Branch())
-        self.machine.yielded = time.monotonic()
-        return await self.machine.main(self.program.path)(0)
+        machine = self.machine
+        machine.words.enter(Branch())
+        machine.enter(asyncio.get_running_loop())
+        return await machine.main(self.program.path)(0)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
+from operator import attrgetter
 from typing import Any
 
 from .errors import PrismRuntimeError
@@ -18,20 +19,24 @@ from .limits import Limits, exceeded
 
 Value = Any
 STRING_OVERHEAD, SLOT = 48, 8
+LIGHT = 32 * 1024  # bytes of values that any builtin reads within a few milliseconds
+READ, COPY = 6, 10  # eight elements that are read count as one node, or 128 that are only copied
 
 
 class Array(list[Value]):
-    """An array; `depth` counts the containers within, itself included."""
+    """An array; `depth` counts the containers within, itself included; `weight` is its size if nothing were shared."""
 
-    __slots__ = ("depth",)
+    __slots__ = ("depth", "weight")
     depth: int
+    weight: int
 
 
 class Object(dict[str, Value]):
     """An object. `step` is the step behind a record of `fanout`; programs cannot see it."""
 
-    __slots__ = ("depth", "step")
+    __slots__ = ("depth", "step", "weight")
     depth: int
+    weight: int
     step: str | None
 
 
@@ -63,10 +68,11 @@ class Function:
     """Anything callable: `call(depth, *args)` may return a value, a coroutine, or a generator of callbacks.
 
     `arity` is the exact number of parameters for a direct call, -1 when it varies; builtins check their own counts.
-    `most` None means a rest parameter.
+    `most` None means a rest parameter. A `pure` builtin takes longer the more it is given, and touches nothing else: a
+    hosted run may call it in another thread.
     """
 
-    __slots__ = ("arity", "builtin", "call", "kind", "least", "most", "name")
+    __slots__ = ("arity", "builtin", "call", "kind", "least", "most", "name", "pure")
 
     def __init__(
         self,
@@ -77,6 +83,7 @@ class Function:
         *,
         builtin: bool = True,
         kind: str = "Function",
+        pure: bool = False,
     ) -> None:
         self.name = name
         self.call = call
@@ -84,10 +91,12 @@ class Function:
         self.most = most
         self.builtin = builtin
         self.kind = kind
+        self.pure = pure
         self.arity = least if not builtin and least == most else -1
 
 
 _FLAT = frozenset((float, str, bool, type(None), Function))
+_CONTAINERS = frozenset((Array, Object))
 
 
 def fail(message: str) -> PrismRuntimeError:
@@ -121,6 +130,13 @@ class Meter:
                 exceeded("live heap", limit, alive)
             self.heap_stop = self.allocated + max(limit - alive, limit // 8)
 
+    def charge(self, weight: int, cost: int = READ) -> None:
+        """Count a builtin that goes through so many bytes of values as the nodes that would do the same."""
+        self.nodes += weight >> cost
+        used = self.nodes - self.base
+        if used > self.limits.nodes:
+            exceeded("evaluated nodes", self.limits.nodes, used)
+
     def string_size(self, length: int) -> None:
         if length > self.limits.string_size:
             exceeded("string size", self.limits.string_size, length)
@@ -144,11 +160,28 @@ class Meter:
         if length > self.limits.array_size:
             exceeded("array size", self.limits.array_size, length)
         self.grow(SLOT * length + STRING_OVERHEAD)
-        depth = 0 if _FLAT.issuperset(map(type, result)) else max(map(depth_of, result))
-        result.depth = depth + 1
+        self.measure(result, result)
+        return result
+
+    def measure(self, container: Array | Object, items: Collection[Value]) -> None:
+        """How deep and how heavy. A value of shared parts is small here and endless for whoever reads it to its end."""
+        kinds = set(map(type, items))
+        depth = 0
+        weight = SLOT * len(items) + (sum(map(len, container)) if type(container) is Object else 0)
+        if kinds <= _CONTAINERS:
+            depth = max(map(attrgetter("depth"), items), default=0)
+            weight += sum(map(attrgetter("weight"), items))
+        elif not kinds <= _FLAT:
+            depth = max(map(depth_of, items))
+            weight += sum(map(weight_of, items))
+        elif str in kinds:
+            weight += sum(len(item) for item in items if type(item) is str)
+        container.depth = depth + 1
+        container.weight = weight
         if depth >= self.limits.value_nesting:
             exceeded("value nesting", self.limits.value_nesting, depth + 1)
-        return result
+        if weight > self.limits.live_heap:
+            exceeded("live heap", self.limits.live_heap, weight)
 
     def pushed(self, items: Array, more: tuple[Value, ...]) -> Array:
         """A longer copy; how deep the old items nest is known."""
@@ -158,8 +191,11 @@ class Meter:
         result = Array(items)
         result.extend(more)
         result.depth = max(items.depth, 1 + max(map(depth_of, more), default=0))
+        result.weight = items.weight + SLOT * len(more) + sum(map(weight_of, more))
         if result.depth > self.limits.value_nesting:
             exceeded("value nesting", self.limits.value_nesting, result.depth)
+        if result.weight > self.limits.live_heap:
+            exceeded("live heap", self.limits.live_heap, result.weight)
         return result
 
     def object(self, entries: dict[str, Value]) -> Object:
@@ -168,11 +204,8 @@ class Meter:
         if length > self.limits.object_size:
             exceeded("object size", self.limits.object_size, length)
         self.grow(4 * SLOT * length + 2 * STRING_OVERHEAD)
-        depth = 0 if _FLAT.issuperset(map(type, result.values())) else max(map(depth_of, result.values()))
-        result.depth = depth + 1
         result.step = None
-        if depth >= self.limits.value_nesting:
-            exceeded("value nesting", self.limits.value_nesting, depth + 1)
+        self.measure(result, result.values())
         return result
 
     def confident(self, value: Value, confidence: float) -> Confident:
@@ -186,6 +219,14 @@ def depth_of(value: Value) -> int:
     while type(value) in (Confident, Promise):
         value = value.value
     return value.depth if type(value) in (Array, Object) else 0
+
+
+def weight_of(value: Value) -> int:
+    """Its size in bytes as if nothing in it were shared."""
+    while type(value) in (Confident, Promise):
+        value = value.value
+    kind = type(value)
+    return value.weight if kind is Array or kind is Object else len(value) if kind is str else 0
 
 
 # --- looking at values ------------------------------------------------------------------------------------------------
