@@ -30,6 +30,7 @@ from parallax.config import Settings
 from parallax.datadir import LockFile, data_directory, key_of, owner_of, socket_directory
 from parallax.errors import ConfigurationError, NotFoundError
 from parallax.events import Event, EventBus
+from parallax.execution.budget import Budgets
 from parallax.execution.engine import ExecutionEngine
 from parallax.execution.questions import QuestionDesk
 from parallax.execution.resilience import RetryPolicy
@@ -70,6 +71,7 @@ class Parallax:
         self.checks: CheckRunner
         self.runtime: LocalRuntime
         self.supervisor: AgentSupervisor
+        self.budgets = Budgets()
         self.desk: QuestionDesk
         self.engine: ExecutionEngine
 
@@ -142,6 +144,7 @@ class Parallax:
             providers_of=catalogue.providers,
             redactor=self.redact,
             prices=Prices.read(settings.prices),
+            meter=self.budgets,
             recorder=recorder,
             replayed=None if settings.replay is None else Replayed(settings.replay),
         )
@@ -167,6 +170,7 @@ class Parallax:
             places=settings.max_agents or max(1, min(16, free)),
             homes=settings.homes,
             retry=RetryPolicy(retries=settings.agent_retries),
+            budgets=self.budgets,
             recoveries=settings.max_recoveries,
             runs=settings.execution_engine,
         )

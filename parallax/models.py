@@ -139,6 +139,56 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """The most that something may use; None is no limit. `cost` in micro-dollars, `wall_s` of its agents' turns."""
+
+    cost: int | None = None
+    tokens: int | None = None
+    turns: int | None = None
+    wall_s: float | None = None
+
+    @classmethod
+    def read(cls, value: Json) -> Budget:
+        """As programs and charts write it: dollars, or `{money, tokens, turns, time}` with time in milliseconds.
+
+        Raises ValueError with what was expected.
+        """
+        given = {"money": value} if isinstance(value, int | float) else value
+        if value is None or given == {}:
+            return cls()
+        if not isinstance(given, dict) or (odd := [name for name in given if name not in BUDGET_PARTS]):
+            named = f", got '{odd[0]}'" if isinstance(given, dict) else ""
+            raise ValueError(f"a budget is a number of dollars, or an object of {', '.join(BUDGET_PARTS)}{named}")
+        for name, amount in given.items():
+            whole = name in {"tokens", "turns"}
+            if isinstance(amount, bool) or not isinstance(amount, int if whole else int | float) or not amount > 0:
+                raise ValueError(f"budget {name} must be a {'whole ' * whole}number above 0, got {amount!r:.40}")
+        money, time_ms = given.get("money"), given.get("time")
+        return cls(
+            cost=None if money is None else round(money * 1e6),
+            tokens=given.get("tokens"),
+            turns=given.get("turns"),
+            wall_s=None if time_ms is None else time_ms / 1000,
+        )
+
+    def __and__(self, other: Budget) -> Budget:
+        """Both hold: of each kind the lesser."""
+
+        def lesser(a: float | None, b: float | None) -> Any:
+            return min((limit for limit in (a, b) if limit is not None), default=None)
+
+        return Budget(
+            cost=lesser(self.cost, other.cost),
+            tokens=lesser(self.tokens, other.tokens),
+            turns=lesser(self.turns, other.turns),
+            wall_s=lesser(self.wall_s, other.wall_s),
+        )
+
+
+BUDGET_PARTS: Final = ("money", "tokens", "turns", "time")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """One record for retry, rework, review rounds and escalation, whoever asked for them. Confidences 0 to 1."""
 
@@ -161,7 +211,7 @@ class Role:
     description: str = ""
     policy: Policy | None = None
     verify: Json = None
-    budget: Json = None
+    budget: Budget = Budget()
     preset: str = "standard"
     workspace: str = "agent"
     recovery: str = "restart"
@@ -290,6 +340,7 @@ class Task:
     text: str
     schema: Json = None
     timeout_s: float = 7200.0
+    budget: Budget = Budget()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

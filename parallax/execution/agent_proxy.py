@@ -14,6 +14,7 @@ from pathlib import Path
 
 from parallax.agents.supervisor import AgentSupervisor, Ask
 from parallax.errors import AgentError, AgentUnavailable, ProviderLimited, UsageError
+from parallax.execution.budget import Meter
 from parallax.execution.journal import Journal
 from parallax.execution.resilience import RetryPolicy
 from parallax.models import Execution, OrgChart, Role, Task, TaskResult
@@ -48,6 +49,7 @@ class AgentProxy:
         places: asyncio.Semaphore,
         homes: Path,
         retry: RetryPolicy,
+        meter: Meter,
     ) -> None:
         self._execution = execution
         self._journal = journal
@@ -57,6 +59,7 @@ class AgentProxy:
         self._places = places
         self._homes = homes
         self._retry = retry
+        self._meter = meter
         self._slots: dict[str, list[Slot]] = {}
         self._free: dict[str, set[int]] = {}
         self._changed = asyncio.Condition()
@@ -155,8 +158,16 @@ class AgentProxy:
             preset=preset,
             model=(self._execution.options or {}).get("model"),
         )
-        await self._supervisor.ensure(session, number=slot.number)
-        return await self._supervisor.turn(slot.agent_id, task, ask)
+        async with self._meter.turn(
+            agent_id=slot.agent_id,
+            role=slot.role.name,
+            step_key=task.step_key,
+            task=task.id,
+            role_limit=slot.role.budget,
+            step_limit=task.budget,
+        ) as turn:
+            await self._supervisor.ensure(session, number=slot.number)
+            return turn.counted(await self._supervisor.turn(slot.agent_id, task, ask))
 
     async def _tell_retry(self, slot: Slot, task: Task, error: AgentError, attempt: int, wait_s: float) -> None:
         event = self._journal.event

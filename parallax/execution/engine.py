@@ -22,6 +22,7 @@ from parallax import prism
 from parallax.agents.supervisor import AgentSupervisor
 from parallax.errors import (
     AgentUnavailable,
+    BudgetExhausted,
     ConflictError,
     FencedError,
     JournalError,
@@ -33,16 +34,16 @@ from parallax.errors import (
 )
 from parallax.events import Event, EventBus
 from parallax.execution.agent_proxy import AgentProxy, TypeProblem
-from parallax.execution.budget import BudgetExhausted, Meter
+from parallax.execution.budget import Budgets, options_budget
 from parallax.execution.course import Course
 from parallax.execution.host import ExecutionHost
-from parallax.execution.journal import Journal, input_hash, step_from_json
+from parallax.execution.journal import Journal, input_hash
 from parallax.execution.questions import QuestionDesk
 from parallax.execution.recovery import Recovery
 from parallax.execution.resilience import RetryPolicy
 from parallax.execution.runtime_manager import RuntimeManager
 from parallax.failpoints import fp
-from parallax.models import Execution, ExecutionState, Json, Usage, new_id
+from parallax.models import Budget, Execution, ExecutionState, Json, Usage, new_id
 from parallax.patterns.engine import Pattern, PatternEngine, check_input
 from parallax.patterns.plan import Plan, plan_of
 from parallax.storage.statements import (
@@ -79,6 +80,17 @@ class Submission:
     agent: str | None = None
     model: str | None = None
     budget: int | None = None
+    budget_tokens: int | None = None
+    budget_turns: int | None = None
+    budget_time_s: float | None = None
+
+    @property
+    def budgets(self) -> dict[str, float | None]:
+        """The limits by name, as they are kept with the execution."""
+        return {
+            "budget": self.budget, "budget_tokens": self.budget_tokens, "budget_turns": self.budget_turns,
+            "budget_time_s": self.budget_time_s,
+        }  # fmt: skip
 
     @property
     def hash(self) -> str:
@@ -87,7 +99,7 @@ class Submission:
             "submission",
             {
                 "pattern": self.pattern, "input": dict(self.input), "repo": self.repo, "base": self.base,
-                "with_changes": self.with_changes, "agent": self.agent, "model": self.model, "budget": self.budget,
+                "with_changes": self.with_changes, "agent": self.agent, "model": self.model, **self.budgets,
             },
         )  # fmt: skip
 
@@ -134,6 +146,7 @@ class ExecutionEngine:
         places: int,
         homes: Path,
         retry: RetryPolicy,
+        budgets: Budgets,
         recoveries: int = 5,
         runs: bool = True,
     ) -> None:
@@ -152,6 +165,7 @@ class ExecutionEngine:
         self._places = asyncio.Semaphore(places)
         self._homes = homes
         self._retry = retry
+        self._budgets = budgets
         self._recovery = Recovery(recoveries)
         self._runs = runs
         self._group = asyncio.TaskGroup()
@@ -272,7 +286,7 @@ class ExecutionEngine:
             created_at=time.time(),
             options={
                 "agents": prepared.agents, "agent": submission.agent, "model": submission.model,
-                "budget": submission.budget, "path": prepared.pattern.path,
+                "path": prepared.pattern.path, **submission.budgets,
             },
         )  # fmt: skip
         program = prepared.pattern.program
@@ -390,6 +404,7 @@ class ExecutionEngine:
             if running.floor is not None:
                 running.floor()
             await self._kept(execution, self._supervisor.release(execution.id))
+            self._budgets.close(execution.id)
             if self._running.get(execution.id) is running:  # it may have been released and begun anew meanwhile
                 del self._running[execution.id]
 
@@ -471,6 +486,10 @@ class ExecutionEngine:
             repo = await self._workspaces.open_repository(execution.repo, execution.base)
             repo = replace(repo, base_branch=execution.base_branch or repo.base_branch)
             profile = await self._profile_of(repo)
+        limit = options_budget(execution.options or {})
+        if profile.budget is not None:
+            limit &= Budget(cost=round(profile.budget * 1e6))
+        meter = await self._budgets.open(journal, self._store, limit, execution.parent)
         proxy = AgentProxy(
             execution=execution,
             journal=journal,
@@ -480,17 +499,14 @@ class ExecutionEngine:
             places=self._places,
             homes=self._homes,
             retry=self._retry,
+            meter=meter,
         )
-        spent = Usage()
-        for key in journal.finished:
-            recorded: dict[str, Any] = journal.result(key) or {}
-            spent += step_from_json(recorded["step"]).usage
         yield Course(
             execution=execution,
             journal=journal,
             proxy=proxy,
             desk=self._desk,
-            meter=Meter(_budget(execution, profile), spent),
+            meter=meter,
             workspaces=self._workspaces,
             integration=self._integration,
             checks=self._checks,
@@ -512,10 +528,14 @@ class ExecutionEngine:
         }  # fmt: skip
         journal = course.journal
         try:
-            evaluation = await self._runtimes.runtime(program, host, names).run()
+            async with asyncio.timeout(_time_left(execution, course)) as clock:
+                evaluation = await self._runtimes.runtime(program, host, names).run()
             await host.flush()
-        except (asyncio.CancelledError, BaseExceptionGroup, ParallaxError, prism.PrismError) as error:
-            await self._ended_early(execution, course, running, leaf(error))
+        except (asyncio.CancelledError, TimeoutError, BaseExceptionGroup, ParallaxError, prism.PrismError) as error:
+            cause = leaf(error)
+            if clock.expired() and running.cancelled_by is None:
+                cause = BudgetExhausted("the time that this run may take is up; what is finished is kept")
+            await self._ended_early(execution, course, running, cause)
             return
         await self._publish(course)
         await self._end(
@@ -608,10 +628,10 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
         raise
 
 
-def _budget(execution: Execution, profile: Profile) -> int | None:
-    """Micro-dollars: the lesser of what the run and what the repository allows; None where neither says."""
-    limits = [(execution.options or {}).get("budget"), None if profile.budget is None else round(profile.budget * 1e6)]
-    return min((limit for limit in limits if limit is not None), default=None)
+def _time_left(execution: Execution, course: Course) -> float | None:
+    """Seconds that the run may still take, by the clock since it began."""
+    limit_s = course.meter.limit.wall_s
+    return None if limit_s is None else limit_s - (time.time() - (execution.started_at or execution.created_at))
 
 
 def _program_error(error: prism.PrismError) -> str:

@@ -15,10 +15,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeAlias
 
-from parallax.errors import ParallaxError, StepFailed, StorageError, UsageError, leaf
+from parallax.errors import BudgetExhausted, ParallaxError, StepFailed, StorageError, UsageError, leaf
 from parallax.events import Event
 from parallax.execution.agent_proxy import role_of
-from parallax.execution.budget import BudgetExhausted
 from parallax.execution.course import Course
 from parallax.execution.journal import input_hash, step_from_json, step_to_json
 from parallax.execution.questions import Answered, new_question_id
@@ -465,7 +464,7 @@ class ExecutionHost:
 # Options that the language has and this version does not act on: a test of the value, by word and option.
 _UNSERVED: Final[dict[str, dict[str, Callable[[Json], bool]]]] = {
     "assign": {
-        "workspace": lambda value: value != "agent", "session": lambda _: True, "budget": lambda _: True,
+        "workspace": lambda value: value != "agent", "session": lambda _: True,
     },
     "fanout": {"waitForAll": lambda value: value is False},
     "integrate": {"onConflict": lambda value: value == "lead"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from parallax.errors import MergeConflict, StepFailed
+from parallax.errors import BudgetExhausted, MergeConflict, StepFailed, UsageError
 from parallax.execution import prompts
 from parallax.execution.agent_proxy import Slot, role_of
 from parallax.execution.course import Course
@@ -31,6 +31,7 @@ from parallax.execution.verification import (
 from parallax.failpoints import fp
 from parallax.models import (
     Action,
+    Budget,
     Evidence,
     Json,
     Policy,
@@ -247,8 +248,6 @@ class StepRunner:
 
     async def _turn(self, work: _Work, slot: Slot, prompt: str) -> None:
         course = self._course
-        course.meter.reserve()
-        fp("budget.reserved")
         work.turns += 1
         task = Task(
             id=f"{course.execution.id}/{work.key}/{work.attempt}",
@@ -259,6 +258,7 @@ class StepRunner:
             text=prompt,
             schema=work.options.get("schema"),
             timeout_s=seconds(work.options.get("timeout")) or work.role.timeout_s or TURN_S,
+            budget=_budget(work),
         )
 
         async def reset() -> None:
@@ -269,28 +269,38 @@ class StepRunner:
             else:
                 work.place = await self._turns.moved(work.place, work.place.head)
 
-        result = await course.proxy.call(
-            slot,
-            task,
-            self._turns.tree(slot, work.place),
-            self._turns.asking(slot, task),
-            preset=slot.role.preset,
-            reset=reset,
-            retries=work.options.get("retries"),
-        )
-        fp("usage.reported_before_settle")
-        course.meter.settle(result.usage)
+        try:
+            result = await course.proxy.call(
+                slot,
+                task,
+                self._turns.tree(slot, work.place),
+                self._turns.asking(slot, task),
+                preset=slot.role.preset,
+                reset=reset,
+                retries=work.options.get("retries"),
+            )
+        except BudgetExhausted as error:
+            await self._keep(work, slot, str(error))
+            raise
         work.result, work.usage = result, work.usage + result.usage
         fp("agent_exited_before_snapshot")
         await self._commit(work, slot)
 
+    async def _keep(self, work: _Work, slot: Slot, cause: str) -> None:
+        """A turn that the budget ended: what is in the agent's tree is kept on the step's branch, for a person."""
+        if work.turns and work.place is not None:
+            await self._commit_tree(work, slot, f"Unfinished: {cause}")
+
     async def _commit(self, work: _Work, slot: Slot) -> None:
+        if work.place is not None and work.result is not None:
+            await self._commit_tree(work, slot, work.result.message[:2000])
+
+    async def _commit_tree(self, work: _Work, slot: Slot, told: str) -> None:
         course = self._course
-        if work.place is None or work.result is None:
-            return
+        assert work.place is not None
         made = await course.workspaces.commit(
             work.place,
-            message=f"{first_line(work.text, 72)}\n\n{work.result.message[:2000]}".strip(),
+            message=f"{first_line(work.text, 72)}\n\n{told}".strip(),
             author=work.role.name,
             branch=course.branch(work.role, work.key),
             trailers={
@@ -493,3 +503,11 @@ class StepRunner:
         held = [course.steps[key] for key in course.waiting]
         waiting = {step.commit for step in held if step.agent_id == slot.agent_id}
         return place.head if place.head in waiting else await course.head()
+
+
+def _budget(work: _Work) -> Budget:
+    """What the step may use, by its option. Raises UsageError."""
+    try:
+        return Budget.read(work.options.get("budget"))
+    except ValueError as error:
+        raise UsageError(f"step '{work.key}': {error}") from None

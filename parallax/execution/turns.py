@@ -121,7 +121,6 @@ class Turns:
                 result = await course.proxy.consult(
                     slot, task, self.tree(slot, place), self.asking(slot, task), preset="readonly"
                 )
-                course.meter.settle(result.usage)
                 if place is not None:
                     await self.moved(place, place.head)  # an answer changes nothing
         except TimeoutError as error:
@@ -134,7 +133,6 @@ class Turns:
     ) -> Reviewed:  # fmt: skip
         """One review by one agent of the role, on a read-only copy of the work."""
         course = self._course
-        course.meter.reserve()
         changes = ""
         if course.repo is not None and commit is not None:
             changes = await course.workspaces.diff(
@@ -174,7 +172,6 @@ class Turns:
             result = await course.proxy.call(
                 slot, task_, self.tree(slot, place), self.asking(slot, task_), preset="readonly", reset=_nothing
             )
-            course.meter.settle(result.usage)
         reviewed = read_review(result, slot.agent_id)
         await journal.tell(
             journal.event(

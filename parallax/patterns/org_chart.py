@@ -15,14 +15,14 @@ from typing import Any, Final
 from parallax import prism
 from parallax.documents import Document, Path, did_you_mean
 from parallax.errors import Mistake, UsageError
-from parallax.models import Escalation, Json, OrgChart, Policy, Role, Route
+from parallax.models import Budget, Escalation, Json, OrgChart, Policy, Role, Route
 from parallax.patterns.chart_model import ChartModel, EscalationModel, RoleModel, RoutingModel, StepModel
 from parallax.prism import nodes as n
 
 SIMPLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Keys that the shape of a team has and this version does not act on, with the values that need no action.
 NOT_SERVED: Final[dict[str, tuple[str, ...]]] = {
-    "budget": (), "expertise": (), "recovery": ("restart",), "workspace": ("agent", "none"),
+    "expertise": (), "recovery": ("restart",), "workspace": ("agent", "none"),
 }  # fmt: skip
 PRESETS: Final = ("readonly", "standard", "permissive", "autonomous")
 BUILTINS: Final = frozenset(
@@ -121,12 +121,19 @@ def _role(name: str, given: Mapping[str, Any]) -> Role:
         description=given.get("description") or "",
         policy=None if policy is None else _policy(name, policy),
         verify=given.get("verify"),
-        budget=given.get("budget"),
+        budget=_budget(name, given.get("budget")),
         preset=_one_of(name, "preset", given.get("preset") or "standard", PRESETS),
         workspace=_one_of(name, "workspace", given.get("workspace") or "agent", WORKSPACES),
         recovery=_one_of(name, "recovery", given.get("recovery") or "restart", ("restart", "continue")),
         timeout_s=None if timeout is None else float(timeout) / 1000,
     )
+
+
+def _budget(name: str, value: Json) -> Budget:
+    try:
+        return Budget.read(value)
+    except ValueError as error:
+        raise UsageError(f"role '{name}': {error}") from None
 
 
 def _policy(name: str, given: Mapping[str, Any]) -> Policy:

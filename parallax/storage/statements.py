@@ -183,6 +183,18 @@ def set_call(call_id: str, **columns: Any) -> Write:
     return _set("calls", call_id, columns)
 
 
+@cache
+def _lost_calls() -> Update:
+    rows = t.calls
+    reserved = (rows.c.execution == bindparam("b_execution"), rows.c.state == literal_column("'reserved'"))
+    return update(rows).where(*reserved).values(state=literal_column("'lost'"), priced=literal_column("'estimated'"))
+
+
+def lost_calls(execution: str) -> Write:
+    """What was in flight when its server died is spent as the most that it could be."""
+    return Write(_lost_calls(), {"b_execution": execution})
+
+
 def _set(table_name: str, row_id: str, columns: dict[str, Any]) -> Write:
     params = {"b_id": row_id} | {f"v_{name}": value for name, value in columns.items()}
     return Write(_update_by_id(table_name, tuple(columns)), params, expect=1)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import orjson
-from sqlalchemy import Executable, case, func, select
+from sqlalchemy import BigInteger, Executable, case, cast, func, select
 
 from parallax.errors import JournalError, NotFoundError
 from parallax.events import Event
@@ -158,13 +159,13 @@ class Store:
         return int(rows[0]["n"])
 
     async def spent(
-        self, *, execution: str | None = None, by: Sequence[str] = (), since: float = 0.0
+        self, *, executions: Sequence[str] | None = None, by: Sequence[str] = (), since: float = 0.0
     ) -> list[dict[str, Any]]:
         """What was spent, summed up by columns of `calls` (and `day`, in UTC): one row per group, the dearest first."""
         rows = t.calls.c
         columns: dict[str, Any] = {name: rows[name] for name in by if name != "day"}
         if "day" in by:
-            columns["day"] = func.date(rows.at, "unixepoch")
+            columns["day"] = cast(rows.at, BigInteger) // 86_400
         sums = {name: func.sum(rows[name]) for name in SUMS}
         counts = {
             "calls": func.sum(case((rows.kind == "call", 1), else_=0)),
@@ -173,9 +174,19 @@ class Store:
         }
         labelled = [column.label(name) for name, column in (columns | sums | counts).items()]
         statement = select(*labelled).where(rows.at >= since).group_by(*columns.values()).order_by(sums["cost"].desc())
-        if execution is not None:
-            statement = statement.where(rows.execution == execution)
-        return [dict(row) for row in await self._rows(statement)]
+        if executions is not None:
+            statement = statement.where(rows.execution.in_(executions))
+        found = [dict(row) for row in await self._rows(statement)]
+        return [row | {"day": _date(row["day"])} for row in found] if "day" in by else found
+
+    async def family(self, execution: str) -> list[str]:
+        """An execution, its children, and theirs."""
+        found, newest = [execution], [execution]
+        while newest:
+            rows = await self._rows(select(t.executions.c.id).where(t.executions.c.parent.in_(newest)))
+            newest = [row["id"] for row in rows]
+            found += newest
+        return found
 
     async def question(self, question_id: str) -> Question:
         """One question; raises NotFoundError."""
@@ -220,3 +231,8 @@ def _execution(row: Any) -> Execution:
 def _question(row: Any) -> Question:
     values = {name: value for name, value in dict(row).items() if name != "asked_at"}
     return Question(**(values | {"options": tuple(orjson.loads(values["options"]))}))
+
+
+def _date(day: int) -> str:
+    """A day counted from 1970 as people write it."""
+    return (date(1970, 1, 1) + timedelta(days=day)).isoformat()

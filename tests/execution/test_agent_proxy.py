@@ -8,10 +8,9 @@ import pytest
 
 from parallax.errors import AgentCrashed, AgentUnavailable, ProviderLimited, UsageError
 from parallax.execution.agent_proxy import role_of
-from parallax.execution.budget import BudgetExhausted, Meter
 from parallax.execution.journal import input_hash
 from parallax.execution.resilience import RetryPolicy
-from parallax.models import OrgChart, Role, Usage
+from parallax.models import OrgChart, Role
 
 CHART = OrgChart(roles={"lead": Role(name="lead"), "engineer": Role(name="engineer", capabilities=("code", "sql"))})
 
@@ -58,17 +57,6 @@ def test_what_cannot_pass_is_not_tried_again_and_neither_is_the_last_attempt() -
 def test_a_rate_limit_with_a_known_end_is_waited_for() -> None:
     wait = RetryPolicy().wait_s(ProviderLimited("429", resets_at=time.time() + 30), 1)
     assert wait == pytest.approx(30, abs=1)
-
-
-def test_a_meter_refuses_the_turn_that_would_begin_with_nothing_left() -> None:
-    meter = Meter(limit=100)
-    meter.reserve()
-    meter.settle(Usage(cost=60))
-    meter.reserve()
-    meter.settle(Usage(cost=60))
-    with pytest.raises(BudgetExhausted, match=r"the budget of \$0\.00 is used up"):
-        meter.reserve()
-    Meter().reserve()
 
 
 def test_a_request_is_hashed_by_its_content_whatever_the_order_of_its_keys() -> None:

@@ -372,7 +372,7 @@ async def test_every_event_tells_what_the_table_of_events_says(team: TeamFactory
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ('assign("engineer", "x", {id: "w", budget: 3})', "assign() budget 3 is not served in this version"),
+        ('assign("engineer", "x", {id: "w", budget: "3"})', "step 'w': a budget is a number of dollars"),
         ('assign("engineer", "x", {id: "w", workspace: "role"})', "assign() workspace 'role' is not served"),
         ('integrate(null, {id: "w", onConflict: "lead"})', "integrate() onConflict 'lead' is not served"),
         ('select("engineer", {id: "w", criteria: "best"})', "select() criteria 'best' is not served"),

@@ -202,7 +202,7 @@ async def test_what_was_spent_is_summed_up_as_asked(tmp_path: Path) -> None:
         rows = [row("1"), row("2", role="q"), row("3", at=2 * 86_400.0, kind="turn", turns=1, cost=0)]
         await opened.commit(Change([insert_row("calls", made) for made in rows]))
         await opened.commit(Change([set_call("2", state="settled", cost=4, output_tokens=7, priced="table")]))
-        by_role = await opened.spent(execution="e", by=("role",))
+        by_role = await opened.spent(executions=["e"], by=("role",))
         assert [(r["role"], r["cost"], r["cost_estimated"], r["calls"]) for r in by_role] == [
             ("r", 10, 10, 1), ("q", 4, 0, 1),
         ]  # fmt: skip
@@ -210,6 +210,6 @@ async def test_what_was_spent_is_summed_up_as_asked(tmp_path: Path) -> None:
         assert [(r["day"], r["cost"], r["turns"], r["output_tokens"]) for r in by_day] == [
             ("1970-01-02", 14, 0, 7), ("1970-01-03", 0, 1, 0),
         ]  # fmt: skip
-        assert await opened.spent(execution="other", by=("role",)) == []
+        assert await opened.spent(executions=["other"], by=("role",)) == []
         with pytest.raises(FencedError):
             await opened.commit(Change([set_call("9", cost=1)]))
