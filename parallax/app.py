@@ -43,10 +43,13 @@ from parallax.redaction import Redactor, Secret
 from parallax.storage.statements import Change
 from parallax.storage.store import Store
 from parallax.workspaces.checks import CheckRunner
+from parallax.workspaces.credentials import CredentialService
 from parallax.workspaces.git import Git
+from parallax.workspaces.github import GitHub, PlainGit
 from parallax.workspaces.integration import Integration
 from parallax.workspaces.profile import Profile
 from parallax.workspaces.repository import Repository
+from parallax.workspaces.sealing import Sealer
 from parallax.workspaces.service import WorkspaceService
 
 DEFAULT_TYPES: Final = ("claude", "codex", "gemini", "opencode", "qwen")
@@ -66,6 +69,7 @@ class Parallax:
         self.store: Store
         self.bus: EventBus
         self.patterns = pattern_engine(settings)
+        self.credentials: CredentialService
         self.workspaces: WorkspaceService
         self.integration: Integration
         self.checks: CheckRunner
@@ -108,7 +112,12 @@ class Parallax:
         self.bus = EventBus(self.store)
         self.runtime = LocalRuntime(owner_of(data), sandbox="off")
         await self.runtime.sweep()
-        self.workspaces = WorkspaceService(settings.workspaces, Git(), self.runtime, self._tell_workspace)
+        self.credentials = self._credential_service(data)
+        await self.credentials.start()
+        stack.push_async_callback(self.credentials.close)
+        self.workspaces = WorkspaceService(
+            settings.workspaces, Git(), self.runtime, self._tell_workspace, self.credentials
+        )
         await self.workspaces.sweep()
         self.integration = Integration(self.workspaces)
         self.checks = CheckRunner(self.workspaces, self.runtime)
@@ -150,6 +159,22 @@ class Parallax:
         )
         gateway.tell = self.tell
         return gateway
+
+    def _credential_service(self, data: Path) -> CredentialService:
+        """Who gives tokens for git remotes: GitHub where it keeps the repository, the settings, or nobody."""
+        settings, given = self.settings, self.settings.github_key()
+        key = None if given is None else Secret(given)
+        if key is not None:
+            self.redact.learn(key)
+        own = None if settings.encryption_key is None else settings.encryption_key.get_secret_value()
+        return CredentialService(
+            store=self.store,
+            sealer=Sealer.load(own, settings.encryption_key_path, data),
+            providers=[GitHub(settings.github_api_url, app_id=settings.github_app_id, key=key), PlainGit()],
+            fixed={host: Secret(token.get_secret_value()) for host, token in settings.git_tokens.items()},
+            redact=self.redact,
+            tell=self._tell_workspace,
+        )
 
     def _engine(self) -> ExecutionEngine:
         settings = self.settings

@@ -82,6 +82,15 @@ class Settings(BaseSettings):
     record_mb: int = Field(default=200, ge=1)
     replay: Path | None = None
 
+    # How the server gets at git remotes; no agent is given any of these.
+    git_tokens: dict[str, SecretStr] = Field(default_factory=dict)  # host -> token
+    github_app_id: str | None = None
+    github_private_key: SecretStr | None = None
+    github_private_key_path: Path | None = None
+    github_api_url: str = "https://api.github.com"
+    encryption_key: SecretStr | None = None
+    encryption_key_path: Path | None = None
+
     @field_validator(
         "data_dir", "workspaces_dir", "patterns_dir", "agent_script", "scripted_ledger", "prices", "replay"
     )
@@ -101,6 +110,19 @@ class Settings(BaseSettings):
         own = (self.anthropic_api_key, self.openai_api_key, self.gemini_api_key)
         keys |= {name: key for name, key in zip(names.values(), own, strict=True) if key is not None}
         return dict(os.environ) | {name: key.get_secret_value() for name, key in keys.items()}
+
+    def github_key(self) -> str | None:
+        """The App's private key, from the variable or from the file that one names."""
+        if self.github_private_key is not None:
+            return self.github_private_key.get_secret_value().replace("\\n", "\n")  # one line in many an .env
+        if (path := self.github_private_key_path) is None:
+            return None
+        try:
+            return path.expanduser().read_text()
+        except OSError as error:
+            raise ConfigurationError(
+                f"PARALLAX_GITHUB_PRIVATE_KEY_PATH: {path} cannot be read ({error.strerror})"
+            ) from None
 
     @property
     def database(self) -> Path:

@@ -24,7 +24,8 @@ ParallaxError                 .retryable decides whether another attempt makes s
 ├── BudgetExhausted           what may be spent is spent: what is finished is kept
 ├── StepFailed                a step ended without an acceptable result
 └── GitError                  git said no; `.stderr` holds its words
-    └── MergeConflict         two branches changed the same lines; `.files` names them
+    ├── MergeConflict         two branches changed the same lines; `.files` names them
+    └── RemoteError           a remote or its provider said no, or was not reached; `.kind` says which
 """
 
 from __future__ import annotations
@@ -186,6 +187,19 @@ class MergeConflict(GitError):
         super().__init__(message)
         self.files = files
         self.tree = tree
+
+
+class RemoteError(GitError):
+    """A remote repository, or the provider that keeps it, said no or was not reached.
+
+    `kind`: denied (the token is wrong, dead, or may not), missing (no such repository or branch), rejected (the remote
+    refuses this change), network (not reached, or cut off: another attempt makes sense), invalid (the request).
+    """
+
+    def __init__(self, message: str, kind: str, stderr: str = "") -> None:
+        super().__init__(message, stderr)
+        self.kind = kind
+        self.retryable = kind == "network"
 
 
 def leaf(error: BaseException) -> BaseException:

@@ -365,6 +365,55 @@ class Agent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """A token for one repository. `access`: read, write, or workflows (write, CI definitions included).
+
+    `source`: user (given for one execution), app (minted by a GitHub App, ours to revoke), fixed (of the settings).
+    `expires_at` is a unix time; infinite where nobody knows of an end.
+    """
+
+    id: str
+    repo: str
+    access: str
+    token: Secret
+    expires_at: float
+    source: str
+    execution: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Minted:
+    """A new token of a provider, and the unix time at which it dies."""
+
+    token: Secret
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRequest:
+    """What to open: `marker` stands in the body and is how the same one is found again, so that it is opened once."""
+
+    title: str
+    body: str
+    head: str
+    base: str
+    marker: str
+    draft: bool = False
+    labels: tuple[str, ...] = ()
+    reviewers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A pull request that is there. `new` when it was opened just now; `problems` are wishes that were not granted."""
+
+    url: str
+    number: int
+    new: bool
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
     """A copy of the repository. On disk: `<path>/git` is the server's, `<path>/tree` the agent's."""
 

@@ -12,7 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from parallax.models import Agent, Json, LaunchSpec, Progress, Question, Task, TaskResult, Usage
+from parallax.models import (
+    Agent,
+    Json,
+    LaunchSpec,
+    Minted,
+    Opened,
+    Progress,
+    PullRequest,
+    Question,
+    Task,
+    TaskResult,
+    Usage,
+)
 from parallax.redaction import Secret
 
 
@@ -308,6 +320,26 @@ class AgentClient(Protocol):
     @property
     def pid(self) -> int | None:
         """The process, for people who look."""
+        ...
+
+
+class GitProvider(Protocol):
+    """Who keeps a remote repository, and what it can do beside taking a push. Failures are RemoteError."""
+
+    def serves(self, url: str) -> bool:
+        """Whether the repository at this URL is kept there."""
+        ...
+
+    async def token(self, url: str, access: str) -> Minted | None:
+        """A new token for this one repository with no more than this access; None where it cannot make any."""
+        ...
+
+    async def pull_request(self, url: str, token: Secret, wanted: PullRequest) -> Opened:
+        """Open it, or find the one that is there already for the same head."""
+        ...
+
+    async def revoke(self, token: Secret) -> None:
+        """End a token's life; one that is dead already is no error."""
         ...
 
 

@@ -18,6 +18,7 @@ from parallax.app import Parallax
 from parallax.config import Settings
 from parallax.execution.engine import Submission
 from parallax.models import Execution
+from tests.forge.forge import Forge
 
 IDENTITY = ["-c", "user.name=Tester", "-c", "user.email=tester@example.invalid", "-c", "commit.gpgsign=false"]
 
@@ -57,6 +58,17 @@ def repository(place: Path) -> Path:
     return make_repository(
         place / "repo", {"answer.txt": "41\n", "notes.txt": "one\ntwo\nthree\n", ".parallax.yaml": profile}
     )
+
+
+@pytest.fixture
+def forge(tmp_path: Path) -> Iterator[Forge]:
+    """A git remote with tokens, and a GitHub beside it."""
+    made = Forge(tmp_path / "forge")
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
 
 
 class Team:

@@ -98,6 +98,12 @@ class Store:
         async with self._database.reader.connect() as connection:
             return (await connection.execute(statement)).mappings().all()
 
+    async def rows(self, table_name: str, **equal: Any) -> list[dict[str, Any]]:
+        """The rows of a table whose columns have these values: for tables that one room keeps for itself."""
+        table = t.metadata.tables[table_name]
+        found = await self._rows(select(table).where(*(table.c[name] == value for name, value in equal.items())))
+        return [dict(row) for row in found]
+
     async def execution(self, execution_id: str) -> Execution:
         """One execution; raises NotFoundError."""
         rows = await self._rows(select(t.executions).where(t.executions.c.id == execution_id))

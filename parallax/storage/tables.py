@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0002"
+SCHEMA_VERSION: Final = "0003"
 
 metadata = MetaData()
 
@@ -186,4 +186,48 @@ calls = Table(
     Column("at", Float, nullable=False),
     Index("calls_execution", "execution"),
     Index("calls_at", "at"),
+)
+
+# Every token for a git remote that was given out: who, what, when. `sealed` is the token, encrypted, while it lives.
+credentials = Table(
+    "credentials",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("execution", Text),
+    Column("step", Text, nullable=False, server_default=""),
+    Column("repo", Text, nullable=False),
+    Column("access", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("sealed", Text),
+    Column("asked_by", Text, nullable=False),
+    Column("issued_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("uses", Integer, nullable=False, server_default="0"),
+    Column("used_at", Float),
+    Column("revoked_at", Float),
+    Column("why", Text),
+    Index("credentials_execution", "execution"),
+    Index("credentials_state", "state"),
+)
+
+# Every workspace and where it stands, also after its folder is gone.
+workspaces = Table(
+    "workspaces",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("execution", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("repo", Text, nullable=False),
+    Column("base", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("cause", Text),
+    Column("size_b", BigInteger),
+    Column("port", Integer),
+    Column("created_at", Float, nullable=False),
+    Column("changed_at", Float, nullable=False),
+    Index("workspaces_execution", "execution"),
+    Index("workspaces_state", "state"),
 )

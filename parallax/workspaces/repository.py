@@ -9,19 +9,23 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from asyncio import to_thread
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from parallax.errors import GitError, RepositoryError, UsageError
+from parallax.failpoints import fp
 from parallax.workspaces import layout, trees
 from parallax.workspaces.git import Git, Locks, check_branch, check_url, fields, is_commit, is_url, users_environment
+from parallax.workspaces.remotes import Errand, Remotes
 
 FETCH_TIMEOUT_S: Final = 1800.0  # a first fetch of a large repository over a slow line is no fault
+_SSH: Final = re.compile(r"(?:ssh://)?git@(?P<host>[A-Za-z0-9.-]+)[:/](?P<path>[^\s:]+)")
 _REFSPECS: Final = ("+refs/heads/*:refs/remotes/origin/*", "^refs/heads/parallax/*")
 
 
@@ -58,18 +62,50 @@ class Checkout:
 class Mirrors:
     """The bare mirrors under `<root>/mirrors`, one per repository, kept fresh, one fetch at a time for each."""
 
-    def __init__(self, root: Path, git: Git, locks: Locks) -> None:
+    def __init__(self, root: Path, git: Git, locks: Locks, remotes: Remotes) -> None:
         self._root = root
         self._git = git
         self._locks = locks
+        self._remotes = remotes
 
-    async def open(self, location: str, base: str | None, *, with_changes: bool = False) -> Repository:
-        """Find the repository, resolve its base, bring the mirror up to date; raises RepositoryError."""
+    async def open(
+        self,
+        location: str,
+        base: str | None,
+        *,
+        with_changes: bool = False,
+        depth: int | None = None,
+        errand: Errand | None = None,
+    ) -> Repository:
+        """Find the repository, resolve its base, bring the mirror up to date; raises RepositoryError, RemoteError.
+
+        `depth` takes only so many commits of a URL's history; `errand` says whose token may be shown there.
+        """
         if is_url(location):
             if with_changes:
                 raise RepositoryError("Uncommitted changes can be taken from a local repository only, not from a URL")
-            return await self._open_url(check_url(location), base)
+            url = check_url(location)
+            return await self._open_url(replace(errand or Errand(url=url), url=url), base, depth)
         return await self._open_local(location, base, with_changes=with_changes)
+
+    async def remote_of(self, repo: Repository) -> str:
+        """The https URL that the repository is pushed to: its own, or that of its `origin`.
+
+        An ssh address is turned into the https one of the same host, since tokens work there. Raises RepositoryError.
+        """
+        if repo.local is None:
+            return repo.location
+        checkout = await self.find_checkout(repo.local)
+        done = await self._git.call("config", "--get", "remote.origin.url", git_dir=checkout.git_dir, ok=(0, 1))
+        origin = done.out.decode("utf-8", "replace").strip()
+        if not origin:
+            raise RepositoryError(f"{repo.location} has no remote 'origin': add one (git remote add origin URL)")
+        if match := _SSH.fullmatch(origin):
+            origin = f"https://{match['host']}/{match['path']}"
+        try:
+            return check_url(origin)
+        except RepositoryError as error:
+            raise RepositoryError(f"The remote 'origin' of {repo.location} cannot be pushed to: {error}") from None
 
     async def find_checkout(self, path: Path) -> Checkout:
         """The repository that a path lies in."""
@@ -95,7 +131,7 @@ class Mirrors:
         """Bring a commit of the user's local repository into its mirror."""
         assert repo.local is not None
         async with self._locks.hold(str(repo.mirror)):
-            await self._fetch(repo.mirror, str(repo.local), commit, local=True)
+            await self._fetch(repo.mirror, str(repo.local), commit)
 
     async def trusting(self) -> dict[str, str]:
         """The environment of a fetch from a local path. The git on its reading side is a process of its own, which
@@ -211,22 +247,18 @@ class Mirrors:
         who = trees.identity("Parallax <parallax@parallax.invalid>")
         return await trees.commit_tree(self._git, mirror, staged.tree, [head], message, who)
 
-    async def _open_url(self, url: str, base: str | None) -> Repository:
+    async def _open_url(self, errand: Errand, base: str | None, depth: int | None) -> Repository:
+        url = errand.url
         mirror = self._mirror_of(url.removesuffix("/").removesuffix(".git"))
         if base and await self._was_base(mirror, base):
             return Repository(location=url, mirror=mirror, base_branch="", base_commit=base)
-        try:
-            answer = await self._git.run("ls-remote", "--symref", "--", url, "HEAD")
-            async with self._locks.hold(str(mirror)):
-                await self._refresh(mirror, None, url, None)
-        except GitError as error:
-            raise RepositoryError(f"Cannot read {url}: {error}") from None
+        branches, default = await self._remotes.branches(errand)
+        async with self._locks.hold(str(mirror)):
+            await self._refresh(mirror, None, url, None, errand=errand, depth=depth)
         if base is None:
-            base = next(
-                (line.split("\t")[0][16:] for line in answer.split("\n") if line.startswith("ref: refs/heads/")), None
-            )
-            if base is None:
+            if default is None or default not in branches:
                 raise RepositoryError(f"{url} has no commit on its default branch: name a base branch")
+            base = default
         branch, commit = await self._named_base(mirror, base, "refs/remotes/origin/", url)
         await self._git.run("update-ref", f"refs/parallax/bases/{commit}", commit, git_dir=mirror)
         return Repository(location=url, mirror=mirror, base_branch=branch, base_commit=commit)
@@ -234,10 +266,21 @@ class Mirrors:
     def _mirror_of(self, identity: str) -> Path:
         return self._root / "mirrors" / hashlib.sha256(os.fsencode(identity)).hexdigest()[:16]
 
-    async def _refresh(self, mirror: Path, local: Path | None, source: str, commit: str | None) -> None:
+    async def _refresh(
+        self,
+        mirror: Path,
+        local: Path | None,
+        source: str,
+        commit: str | None,
+        *,
+        errand: Errand | None = None,
+        depth: int | None = None,
+    ) -> None:
         """Fetch into the mirror. A first fetch goes under another name, so that no half-made mirror is ever there."""
         if await to_thread((mirror / "HEAD").exists):
-            await self._fetch(mirror, source, commit, local=local is not None)
+            # Others may work from it: it is never made more shallow than it is, only deeper when all is asked for.
+            deepen = () if depth or not await to_thread((mirror / "shallow").exists) else ("--unshallow",)
+            await self._fetch(mirror, source, commit, *deepen, errand=errand)
             return
         new = mirror.with_name(f".tmp-{secrets.token_hex(6)}")
         try:
@@ -245,26 +288,30 @@ class Mirrors:
             await self._git.run("init", "-q", "--bare", "--template=", "--initial-branch=none", "--", str(new), cwd=new)
             if local is not None:
                 await to_thread(_link_packs, local / "objects" / "pack", new / "objects" / "pack")
-            await self._fetch(new, source, commit, local=local is not None)
+            fp("clone.mid")
+            await self._fetch(new, source, commit, *((f"--depth={depth}",) if depth else ()), errand=errand)
             await to_thread(new.rename, mirror)
         except BaseException:
             await to_thread(layout.discard, new, self._root / "trash")
             raise
 
-    async def _fetch(self, mirror: Path, source: str, commit: str | None, *, local: bool) -> None:
+    async def _fetch(
+        self, mirror: Path, source: str, commit: str | None, *more: str, errand: Errand | None = None
+    ) -> None:
+        """From a remote, or without an errand from a local path. What is cut off is left as it was."""
+        command = (
+            *("fetch", "-q", "--no-tags", "--prune", "--no-write-fetch-head", "--update-shallow"),
+            *("--no-recurse-submodules", "--no-auto-maintenance", *more, "--", source, *_REFSPECS),
+            *([commit] if commit else []),
+        )
+        if errand is not None:
+            await self._remotes.run(errand, "read", *command, git_dir=mirror, timeout_s=FETCH_TIMEOUT_S)
+            return
         try:
             await self._git.run(
-                *("fetch", "-q", "--no-tags", "--prune", "--no-write-fetch-head", "--update-shallow"),
-                *("--no-recurse-submodules", "--no-auto-maintenance", "--", source, *_REFSPECS),
-                *([commit] if commit else []),
-                git_dir=mirror,
-                env=await self.trusting() if local else None,
-                timeout_s=FETCH_TIMEOUT_S,
-                allow_file=local,
+                *command, git_dir=mirror, env=await self.trusting(), timeout_s=FETCH_TIMEOUT_S, allow_file=True
             )
         except GitError as error:
-            if not local:
-                raise
             raise RepositoryError(f"Cannot read {source}: {error}") from None
 
 

@@ -23,8 +23,10 @@ from parallax.failpoints import fp
 from parallax.models import Json, Workspace, hash12
 from parallax.ports import AgentRuntime
 from parallax.workspaces import history, layout, trees
+from parallax.workspaces.credentials import CredentialService
 from parallax.workspaces.git import Git, Locks, check_branch, check_commit, text
 from parallax.workspaces.landing import Landing, LandResult
+from parallax.workspaces.remotes import Errand, Remotes
 from parallax.workspaces.repository import Mirrors, Repository
 
 Emit: TypeAlias = Callable[[str, str, Json], Awaitable[None]]
@@ -77,23 +79,41 @@ def result_branch(execution: str) -> str:
 class WorkspaceService:
     """Workspaces under one root directory. `emit(execution, type, data)` is told what happens to them."""
 
-    def __init__(self, root: Path, git: Git, runtime: AgentRuntime | None = None, emit: Emit | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        git: Git,
+        runtime: AgentRuntime | None = None,
+        emit: Emit | None = None,
+        credentials: CredentialService | None = None,
+    ) -> None:
         self.root = root
         self.git = git
         self.runtime = runtime
         self.locks = Locks()
         self._emit = emit
-        self._mirrors = Mirrors(root, git, self.locks)
+        self.remotes = Remotes(git, credentials)
+        self._mirrors = Mirrors(root, git, self.locks, self.remotes)
         self._landing = Landing(git, self._mirrors, self.locks)
         self._checkouts: dict[str, _Checkout] = {}
 
     # Repositories
 
     async def open_repository(
-        self, location: str, base: str | None = None, *, with_changes: bool = False
+        self,
+        location: str,
+        base: str | None = None,
+        *,
+        with_changes: bool = False,
+        depth: int | None = None,
+        errand: Errand | None = None,
     ) -> Repository:
-        """A local path or https URL, its base resolved and its mirror fresh; raises RepositoryError."""
-        return await self._mirrors.open(location, base, with_changes=with_changes)
+        """A local path or https URL, its base resolved and its mirror fresh; raises RepositoryError, RemoteError."""
+        return await self._mirrors.open(location, base, with_changes=with_changes, depth=depth, errand=errand)
+
+    async def remote_of(self, repo: Repository) -> str:
+        """The https URL that the repository is pushed to; raises RepositoryError where there is none."""
+        return await self._mirrors.remote_of(repo)
 
     # The life of a workspace
 

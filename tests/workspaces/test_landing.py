@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from parallax.errors import ConflictError, NotFoundError, RepositoryError, UsageError
+from parallax.errors import ConflictError, NotFoundError, RemoteError, RepositoryError, UsageError
 
 from .conftest import git, listing, write
 
@@ -111,7 +111,7 @@ async def test_what_cannot_be_opened_is_said_clearly(service, user, tmp_path):
     for base in ("--upload-pack=x", "a..b", "x\ny"):
         with pytest.raises(RepositoryError, match="no valid branch name"):
             await service.open_repository(str(user), base)
-    with pytest.raises(RepositoryError, match=r"Cannot read http://127\.0\.0\.1:9/x"):
+    with pytest.raises(RemoteError, match=r"cannot read http://127\.0\.0\.1:9/x"):
         await service.open_repository("http://127.0.0.1:9/x")
     git(user, "commit", "-q", "--allow-empty", "-m", "2")
     with pytest.raises(RepositoryError, match="belong to what is checked out"):
@@ -162,9 +162,9 @@ async def test_a_url_is_mirrored_and_followed(service, user, served):
     with pytest.raises(RepositoryError, match="no branch 'mian': did you mean 'main'"):
         await service.open_repository(url, "mian")
     before = sorted((service.root / "mirrors").iterdir())
-    with pytest.raises(RepositoryError, match="Cannot read"):
+    with pytest.raises(RemoteError, match="no such repository"):
         await service.open_repository(f"{served}/nothing.git")
-    with pytest.raises(RepositoryError, match="Cannot read"):
+    with pytest.raises(RemoteError, match="renamed or moved"):
         await service.open_repository(f"{served}/redirect/project/.git")
     assert sorted((service.root / "mirrors").iterdir()) == before
 
