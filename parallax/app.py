@@ -32,6 +32,7 @@ from parallax.errors import ConfigurationError, NotFoundError
 from parallax.events import Event, EventBus
 from parallax.execution.budget import Budgets
 from parallax.execution.engine import ExecutionEngine
+from parallax.execution.history import History
 from parallax.execution.questions import QuestionDesk
 from parallax.execution.resilience import RetryPolicy
 from parallax.execution.runtime_manager import RuntimeManager
@@ -78,6 +79,7 @@ class Parallax:
         self.budgets = Budgets()
         self.desk: QuestionDesk
         self.engine: ExecutionEngine
+        self.history: History
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -136,7 +138,16 @@ class Parallax:
         )
         stack.push_async_callback(self.supervisor.close)
         self.desk = QuestionDesk(self.store)
-        self.engine = await stack.enter_async_context(self._engine())
+        runtimes = RuntimeManager(settings.max_executions)
+        self.engine = await stack.enter_async_context(self._engine(runtimes))
+        self.history = History(
+            store=self.store,
+            patterns=self.patterns,
+            runtimes=runtimes,
+            workspaces=self.workspaces,
+            integration=self.integration,
+            engine=self.engine,
+        )
 
     def _gateway(self, sockets: Path) -> Gateway:
         settings = self.settings
@@ -176,14 +187,14 @@ class Parallax:
             tell=self._tell_workspace,
         )
 
-    def _engine(self) -> ExecutionEngine:
+    def _engine(self, runtimes: RuntimeManager) -> ExecutionEngine:
         settings = self.settings
         free = psutil.virtual_memory().available // AGENT_MEMORY_B
         return ExecutionEngine(
             store=self.store,
             bus=self.bus,
             patterns=self.patterns,
-            runtimes=RuntimeManager(settings.max_executions),
+            runtimes=runtimes,
             supervisor=self.supervisor,
             desk=self.desk,
             workspaces=self.workspaces,

@@ -116,6 +116,16 @@ class Client:
         ]
         return found
 
+    async def replay(self, execution_id: str, *, pattern: str | None) -> dict[str, Any]:
+        """Run the program, or another pattern, against the journal."""
+        return await self._json("POST", f"/api/executions/{_quoted(execution_id)}/replay", json={"pattern": pattern})
+
+    async def fork(self, execution_id: str, body: Mapping[str, Json], *, key: str) -> dict[str, Any]:
+        """Start an execution that shares the beginning of another one."""
+        headers = {"Idempotency-Key": key}
+        path = f"/api/executions/{_quoted(execution_id)}/fork"
+        return await self._json("POST", path, json=dict(body), headers=headers)
+
     async def cancel(self, execution_id: str) -> dict[str, Any]:
         """Cancel an execution."""
         return await self._json("POST", f"/api/executions/{_quoted(execution_id)}/cancel")

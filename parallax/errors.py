@@ -116,14 +116,16 @@ class JournalError(ParallaxError):
 
 
 class ReplayDivergence(JournalError):
-    """A recorded effect was asked again with another request; nothing was run."""
+    """A program takes another course than its journal; nothing was run. `step_key` is the first effect that differs.
 
-    def __init__(self, step_key: str, recorded: str, asked: str) -> None:
-        super().__init__(
-            f"Step '{step_key}' was recorded with another request (recorded {recorded[:12]}, asked {asked[:12]}): "
-            "the program takes another course than its journal, nothing was run"
-        )
+    None stands for the end of the program.
+    """
+
+    def __init__(self, step_key: str | None, how: str) -> None:
+        at = "at its end" if step_key is None else f"at step '{step_key}'"
+        super().__init__(f"the program takes another course than its journal {at}: {how}")
         self.step_key = step_key
+        self.how = how
 
 
 class AgentError(ParallaxError):

@@ -18,6 +18,7 @@ from parallax.models import Json
 # Every event type and what its data holds. The doors document streams from this table; a test holds the code to it.
 EVENT_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "execution.queued": ("pattern", "version", "hash"),
+    "execution.forked": ("from", "step", "shared"),
     "execution.started": ("epoch",),
     "execution.resumed": ("epoch", "from", "finished"),
     "execution.paused": ("by",),

@@ -45,13 +45,16 @@ def executions(
 def show(
     execution: ExecutionArg = None,
     why: Annotated[bool, typer.Option("--why", help="Each step with the evidence behind its confidence.")] = False,
-    journal: Annotated[bool, typer.Option("--journal", help="The journal as it is.")] = False,
+    journal: Annotated[
+        bool, typer.Option("--journal", help="The journal: what was asked where, and what came of it.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show an execution: how it stands, its steps, its branches."""
 
     async def work(client: Any) -> None:
         from parallax.cli.connection import resolve
+        from parallax.cli.history import print_journal
         from parallax.cli.output import out, print_json
 
         execution_id = await resolve(client, execution)
@@ -60,7 +63,7 @@ def show(
             if as_json:
                 print_json({"journal": entries})
             else:
-                _print_journal(out(), entries)
+                print_journal(out(), entries)
             return
         shown = await client.execution(execution_id)
         if as_json:
@@ -69,16 +72,6 @@ def show(
             _print_execution(out(), shown, why=why)
 
     _with_client(work)
-
-
-def _print_journal(console: Any, entries: list[dict[str, Any]]) -> None:
-    import json
-
-    from parallax.cli.output import cut
-
-    for entry in entries:
-        body = json.dumps(entry["body"], ensure_ascii=False)
-        console.print(f"{entry['seq']:>4}  {entry['kind']:<7} {entry['step_key']:<24} {cut(body, 90)}")
 
 
 def _print_execution(console: Any, execution: dict[str, Any], *, why: bool) -> None:

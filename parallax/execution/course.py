@@ -39,6 +39,7 @@ class Course:
     tasks: dict[str, str] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)  # keys of accepted work that is merged at a join to come
     merged: dict[str, str] = field(default_factory=dict)  # step key -> commit, in the order of merging
+    result_head: str | None = None  # where the last merge has brought the result
 
     def branch(self, role: Role, key: str) -> str:
         """The branch that a step's work is kept on."""

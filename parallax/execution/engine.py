@@ -48,6 +48,7 @@ from parallax.patterns.engine import Pattern, PatternEngine, check_input
 from parallax.patterns.plan import Plan, plan_of
 from parallax.storage.statements import (
     Change,
+    Write,
     execution_row,
     guard,
     insert_row,
@@ -239,7 +240,7 @@ class ExecutionEngine:
         pattern = self._patterns.get(submission.pattern)
         given = check_input(pattern, submission.input)
         plan = plan_of(pattern, given)
-        agents = self._agents(plan, submission)
+        agents = self.agents_for(plan, submission)
         repo = None
         if submission.repo is not None:
             repo = await self._workspaces.open_repository(
@@ -249,7 +250,7 @@ class ExecutionEngine:
             raise RepositoryError(f"pattern '{pattern.name}' works on a repository: give one with --repo DIR")
         return Prepared(submission=submission, pattern=pattern, plan=plan, input=given, repo=repo, agents=agents)
 
-    def _agents(self, plan: Plan, submission: Submission) -> dict[str, str]:
+    def agents_for(self, plan: Plan, submission: Submission) -> dict[str, str]:
         """The agent type of every role, found ready now: a team that cannot start should not begin."""
         chosen: dict[str, str] = {}
         for role in plan.chart.roles.values():
@@ -268,10 +269,10 @@ class ExecutionEngine:
     async def submit(self, submission: Submission, *, key: str | None = None) -> tuple[Execution, bool]:
         """Take an execution in; returns it once it is on disk, and whether it is new.
 
-        A known idempotency key returns the execution it stands for; another body under it raises ConflictError.
+        A known idempotency key returns the execution it stands for; another body under it raises UsageError.
         """
-        if key is not None and (known := await self._store.idempotent(key)) is not None:
-            return await self._repeated(key, known, submission), False
+        if (known := await self.repeated(key, submission.hash)) is not None:
+            return known, False
         prepared = await self.prepare(submission)
         execution = Execution(
             id=new_id(),
@@ -289,7 +290,19 @@ class ExecutionEngine:
                 "path": prepared.pattern.path, **submission.budgets,
             },
         )  # fmt: skip
-        program = prepared.pattern.program
+        return await self.admit(execution, prepared.pattern.program, key=key, asked_hash=submission.hash)
+
+    async def admit(
+        self,
+        execution: Execution,
+        program: prism.Program,
+        *,
+        key: str | None,
+        asked_hash: str,
+        shared: Iterable[Write] = (),
+        told: Iterable[Event] = (),
+    ) -> tuple[Execution, bool]:
+        """Make a new execution durable and begin it; `shared` and `told` are what it begins with."""
         writes = [
             insert_row(
                 "bundles",
@@ -297,9 +310,10 @@ class ExecutionEngine:
                 replace_row=True,
             ),
             insert_row("executions", execution_row(execution)),
+            *shared,
         ]
         if key is not None:
-            row = {"key": key, "body_hash": submission.hash, "execution": execution.id, "at": time.time()}
+            row = {"key": key, "body_hash": asked_hash, "execution": execution.id, "at": time.time()}
             writes.append(insert_row("idempotency", row))
         queued = Event(
             execution=execution.id,
@@ -308,19 +322,22 @@ class ExecutionEngine:
         )
         fp("api.create.before_commit")
         try:
-            self._bus.publish(await self._store.commit(Change(writes, [queued])))
+            self._bus.publish(await self._store.commit(Change(writes, [queued, *told])))
         except FencedError:
-            if key is None or (known := await self._store.idempotent(key)) is None:
+            if (known := await self.repeated(key, asked_hash)) is None:
                 raise
-            return await self._repeated(key, known, submission), False  # the same key, a moment earlier
+            return known, False  # the same key, a moment earlier
         fp("api.create.committed_before_reply")
         if self._runs:
             self._begin(execution)
         return execution, True
 
-    async def _repeated(self, key: str, known: tuple[str, str], submission: Submission) -> Execution:
+    async def repeated(self, key: str | None, asked_hash: str) -> Execution | None:
+        """What an idempotency key stands for, if it was used before. Raises UsageError when with another request."""
+        if key is None or (known := await self._store.idempotent(key)) is None:
+            return None
         body_hash, execution_id = known
-        if body_hash != submission.hash:
+        if body_hash != asked_hash:
             raise UsageError(f"the idempotency key '{key}' was used with another request; take a new key")
         return await self._store.execution(execution_id)
 
@@ -519,17 +536,10 @@ class ExecutionEngine:
         path, bundle = await self._store.bundle(execution.hash)
         program = await self._runtimes.program(path, bundle, execution.hash)
         host = ExecutionHost(course, printed=await self._store.count_events(execution.id, "log.printed"))
-        names = {
-            "input": execution.input,
-            "context": {
-                "executionId": execution.id, "pattern": execution.pattern, "version": execution.version,
-                "attempt": execution.attempt,
-            },
-        }  # fmt: skip
         journal = course.journal
         try:
             async with asyncio.timeout(_time_left(execution, course)) as clock:
-                evaluation = await self._runtimes.runtime(program, host, names).run()
+                evaluation = await self._runtimes.runtime(program, host, names_of(execution)).run()
             await host.flush()
         except (asyncio.CancelledError, TimeoutError, BaseExceptionGroup, ParallaxError, prism.PrismError) as error:
             cause = leaf(error)
@@ -609,6 +619,15 @@ class ExecutionEngine:
             ],
         )  # fmt: skip
         fp("final.committed_before_cleanup")
+
+
+def names_of(execution: Execution) -> dict[str, Json]:
+    """The names that a program finds: the same in every life of an execution, and in its replay."""
+    context = {
+        "executionId": execution.id, "pattern": execution.pattern, "version": execution.version,
+        "attempt": execution.attempt,
+    }  # fmt: skip
+    return {"input": execution.input, "context": context}
 
 
 def _uncancelled() -> None:

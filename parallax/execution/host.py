@@ -118,11 +118,12 @@ class ExecutionHost:
             self._course.steps[part] = step_from_json(kept["step"])
         if effect.kind == "org":
             self._course.chart = chart_of(effect.request)
+        self._course.result_head = recorded.get("result_head", self._course.result_head)
         return Outcome(**recorded["outcome"])
 
     async def _finish(self, effect: Effect, asked: str, done: Done) -> None:
         journal, step = self._course.journal, done.step
-        body: dict[str, Any] = {"outcome": asdict(done.outcome), "span": asdict(effect.span)}
+        body = self._body(effect, done.outcome)
         if step is not None:
             body["step"] = step_to_json(step)
         if done.parts:
@@ -157,11 +158,21 @@ class ExecutionHost:
         await journal.write(
             "result",
             effect.key,
-            {"outcome": asdict(outcome), "span": asdict(effect.span)},
+            self._body(effect, outcome),
             asked_hash=asked,
             events=[event],
         )
         return outcome
+
+    def _body(self, effect: Effect, outcome: Outcome) -> dict[str, Any]:
+        """What every result says: what was asked where in the program, what came of it, where the result stands."""
+        body: dict[str, Any] = {
+            "word": effect.kind, "branch": [list(place) for place in effect.branch], "span": asdict(effect.span),
+            "outcome": asdict(outcome),
+        }  # fmt: skip
+        if self._course.result_head is not None:
+            body["result_head"] = self._course.result_head
+        return body
 
     def _remember(self, effect: Effect, key: str, step: StepResult) -> None:
         step = self._reconciled.get(key, step)  # its commit after the join, if a conflict was resolved there
@@ -200,6 +211,7 @@ class ExecutionHost:
         if recorded is None:
             return None
         self._joined.add(key)
+        self._course.result_head = recorded.get("result_head", self._course.result_head)
         for merged, step in recorded.get("merged", {}).items():
             self._reconciled[merged] = step_from_json(step)
         return Outcome(**recorded["outcome"])
@@ -228,17 +240,25 @@ class ExecutionHost:
         }
         if effect.request["word"] == "race":
             course_taken.setdefault("winner", None)
+        outcome = Outcome(value=course_taken)
         await course.journal.write(
-            "join", effect.key, {"outcome": asdict(Outcome(value=course_taken)), "merged": merged}, asked_hash=asked
+            "join", effect.key, self._body(effect, outcome) | {"merged": merged}, asked_hash=asked
         )
-        return Done(outcome=Outcome(value=course_taken))
+        return Done(outcome=outcome)
 
     # -- words that call agents ----------------------------------------------------------------------------------------
 
     async def _assign(self, effect: Effect, asked: str) -> Done:
         role, number = role_of(self._course.chart, effect.request["target"])
         step = await self._steps.work(
-            effect.key, role, number, effect.request, asked, word="assign", merge=not effect.branch
+            effect.key,
+            role,
+            number,
+            effect.request,
+            asked,
+            word="assign",
+            branch=effect.branch,
+            merge=not effect.branch,
         )
         return Done(outcome=Outcome(value=step.value, confidence=step.confidence), step=step)
 
@@ -254,7 +274,7 @@ class ExecutionHost:
                 asyncio.TaskGroup() as group
             ):  # one effect, several agents: each candidate is journaled by itself
                 tasks = [
-                    group.create_task(self._candidate(key, role, index + 1, request, asked))
+                    group.create_task(self._candidate(key, role, index + 1, effect, asked))
                     for index, key in enumerate(keys)
                 ]
         except BaseExceptionGroup as group_failed:
@@ -269,14 +289,14 @@ class ExecutionHost:
         done = [key for key, record in zip(keys, records, strict=True) if record["step"]]
         return Done(outcome=Outcome(value=value), parts=tuple(done))
 
-    async def _candidate(self, key: str, role: Any, number: int, request: Json, asked: str) -> dict[str, Any]:
-        course, journal = self._course, self._course.journal
+    async def _candidate(self, key: str, role: Any, number: int, effect: Effect, asked: str) -> dict[str, Any]:
+        course, journal, request = self._course, self._course.journal, effect.request
         recorded = journal.result(key)
         if recorded is None:
             try:
                 step: StepResult | None = await self._steps.work(
                     key, role, number, {"task": request["task"], "options": request["options"]}, asked,
-                    word="fanout", merge=False,
+                    word="fanout", branch=effect.branch, merge=False,
                 )  # fmt: skip
                 error = None
             except (StorageError, BudgetExhausted):

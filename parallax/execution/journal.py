@@ -103,7 +103,9 @@ class Journal:
         if entry is None:
             return None
         if asked_hash is not None and entry.input_hash is not None and entry.input_hash != asked_hash:
-            raise ReplayDivergence(key, entry.input_hash, asked_hash)
+            raise ReplayDivergence(
+                key, f"it was recorded with another request ({entry.input_hash[:12]}, asked {asked_hash[:12]})"
+            )
         return entry.body
 
     def intent(self, key: str) -> Json | None:

@@ -6,6 +6,7 @@ house that reworks and escalates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -101,7 +102,16 @@ class StepRunner:
     # -- work --------------------------------------------------------------------------------------------------------
 
     async def work(
-        self, key: str, role: Role, number: int | None, request: Json, asked_hash: str, *, word: str, merge: bool
+        self,
+        key: str,
+        role: Role,
+        number: int | None,
+        request: Json,
+        asked_hash: str,
+        *,
+        word: str,
+        branch: Sequence[tuple[str, int]],
+        merge: bool,
     ) -> StepResult:
         """One task for one agent, until it is accepted. Raises StepFailed, AgentError, BudgetExhausted."""
         course = self._course
@@ -111,7 +121,7 @@ class StepRunner:
             if before and merge and course.repo is not None:
                 # It may have been merged right before the crash; alone at its place, nothing else can have been since.
                 await course.integration.reset(course.repo, course.execution.id, before["result_head"])
-            work = await self._begin(key, slot, request, asked_hash, before, word)
+            work = await self._begin(key, slot, request, asked_hash, before, word, branch)
             await self._until_accepted(work, slot)
             step = self._step(work, slot)
             if merge and step.commit is not None:
@@ -119,7 +129,16 @@ class StepRunner:
             fp("snapshot_done_before_result")
             return step
 
-    async def _begin(self, key: str, slot: Slot, request: Json, asked_hash: str, before: Json, word: str) -> _Work:
+    async def _begin(
+        self,
+        key: str,
+        slot: Slot,
+        request: Json,
+        asked_hash: str,
+        before: Json,
+        word: str,
+        branch: Sequence[tuple[str, int]],
+    ) -> _Work:
         course, role, options = self._course, slot.role, request["options"]
         place = await self._turns.open(slot, kind="agent")
         snapshot = None
@@ -154,6 +173,7 @@ class StepRunner:
             key,
             {
                 "effect": word,
+                "branch": [list(place) for place in branch],
                 "request": request,
                 "task_id": f"{course.execution.id}/{key}",
                 "agent": slot.agent_id,
@@ -456,7 +476,7 @@ class StepRunner:
             message=f"Merge {key}: {first_line(text, 60)}",
             trailers={"Parallax-Execution": course.execution.id, "Parallax-Step": key},
         )
-        course.merged[key] = step.commit
+        course.merged[key], course.result_head = step.commit, merged.sha
         await course.journal.tell(
             course.journal.event(
                 "workspace.merged",
@@ -500,9 +520,14 @@ class StepRunner:
         Candidates of a `fanout` wait for nothing: unless `integrate` picks them, nothing is ever built on them.
         """
         course = self._course
-        held = [course.steps[key] for key in course.waiting]
-        waiting = {step.commit for step in held if step.agent_id == slot.agent_id}
-        return place.head if place.head in waiting else await course.head()
+        waiting = [
+            step.commit
+            for key, step in course.steps.items()
+            if key in course.waiting and step.agent_id == slot.agent_id and step.commit is not None
+        ]
+        if place.head in waiting:
+            return place.head
+        return waiting[-1] if waiting else await course.head()  # the last: its workspace is new, as in a fork
 
 
 def _budget(work: _Work) -> Budget:

@@ -7,6 +7,7 @@ from typing import Any
 
 from parallax.execution.engine import Prepared
 from parallax.execution.journal import step_from_json
+from parallax.execution.replay import Replayed
 from parallax.execution.verification import reason
 from parallax.models import Agent, Execution, Question, hash12
 from parallax.patterns.engine import Pattern
@@ -23,6 +24,7 @@ def execution(e: Execution, *, waiting: int = 0) -> dict[str, Any]:
         "final": e.state.final,
         "agents": options.get("agents", {}),
         "budget": options.get("budget"),
+        "forked_from": options.get("forked_from"),
         "questions_waiting": waiting,
     }
 
@@ -82,6 +84,14 @@ def _finished(entry: JournalEntry, intent: JournalEntry | None) -> dict[str, Any
 def journal(entry: JournalEntry) -> dict[str, Any]:
     """A line of the journal."""
     return asdict(entry)
+
+
+def replayed(r: Replayed) -> dict[str, Any]:
+    """What a replay came to."""
+    different = None if r.divergence is None else {"step": r.divergence.step_key, "how": r.divergence.how}
+    return {
+        "execution": r.execution, "same": r.same, "end": r.end, "effects": list(r.effects), "divergence": different,
+    }  # fmt: skip
 
 
 def question(q: Question) -> dict[str, Any]:

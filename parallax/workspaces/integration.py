@@ -62,6 +62,12 @@ class Integration:
             files = len(await history.changed_files(self._git, repo.mirror, head, new)) if new != head else 0
         return Merged(sha=new, files=files)
 
+    async def begin(self, repo: Repository, execution_id: str, commit: str) -> None:
+        """Let the result of a new execution begin at a commit of the mirror; raises GitError when it is not there."""
+        check_commit(commit)
+        ref = f"refs/heads/{result_branch(execution_id)}"
+        await self._git.run("update-ref", ref, commit, "0" * 40, git_dir=repo.mirror)
+
     async def reset(self, repo: Repository, execution_id: str, commit: str) -> None:
         """Put the result back to where it stood before a step that is done again; its merge was never recorded."""
         check_commit(commit)

@@ -70,6 +70,51 @@ def test_show_journal(finished: tuple[World, Done]) -> None:
     assert world.inside("show", "--journal").out.count("\n") == len(kinds)
 
 
+def test_the_journal_for_people_has_a_line_for_each_entry_with_its_word_and_what_came(
+    finished: tuple[World, Done],
+) -> None:
+    world, _ = finished
+    lines = world.inside("show", "--journal").out.splitlines()
+    (begun,) = [line for line in lines if re.search(r"▸ first +assign +engineer.1 begins", line)]
+    (ended,) = [line for line in lines if re.search(r"✓ first +assign +", line)]
+    assert lines.index(begun) < lines.index(ended)
+    assert any(re.search(r"▸   left ", line) for line in lines), "a branch is indented"
+
+
+def test_replay_calls_nobody_and_says_that_it_is_the_same(finished: tuple[World, Done]) -> None:
+    world, run = finished
+    done = world.inside("replay")
+    assert (done.code, done.out.split()[0]) == (0, "SAME"), done.err
+    assert "to its end; nothing was run" in done.out
+    document = world.inside("replay", run.json["id"], "--json").json
+    assert (document["same"], document["end"], document["divergence"]) == (True, "ended", None)
+
+
+def test_replay_of_an_edited_pattern_names_the_first_difference_and_ends_with_1(finished: tuple[World, Done]) -> None:
+    world, _ = finished
+    text = (world.place / "duo.yaml").read_text()
+    edited = world.place / "edited.yaml"
+    edited.write_text(text.replace("id: left", "id: links"))
+    assert edited.read_text() != text
+    done = world.inside("replay", "--pattern", str(edited))
+    assert (done.code, done.out.split()[0]) == (1, "DIFFERS"), done.err
+    assert "at step 'left'" in done.out
+    assert "nothing was run" in done.out
+
+
+def test_fork_does_a_step_anew_and_shares_what_was_before() -> None:
+    with new_world() as world:
+        run = world.inside("run", str(world.place / "duo.yaml"), "go", "--agent", "scripted", "--yes", "--json")
+        done = world.inside("fork", run.json["id"], "--at", "whole", "--json")
+        assert done.code == 0, done.err
+        assert f"forked {run.json['id'][-6:]} at 'whole'" in done.err
+        assert done.json["forked_from"] == {"execution": run.json["id"], "step": "whole"}
+        assert (done.json["state"], done.json["result"]["merged"]) == ("succeeded", ["first", "left", "right"])
+        bad = world.inside("fork", run.json["id"], "--at", "nothing")
+        assert bad.code == 2
+        assert "the journal has no step 'nothing'" in bad.err
+
+
 def test_logs_tell_what_agents_said(finished: tuple[World, Done]) -> None:
     world, _ = finished
     done = world.inside("logs")

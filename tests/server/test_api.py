@@ -259,3 +259,35 @@ def test_a_broken_request_does_not_take_the_server_down(server: Server) -> None:
             connection.sendall(sent)
     time.sleep(0.1)
     assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+class TestHistory:
+    """Replay and fork over HTTP."""
+
+    async def test_replay_and_fork_of_a_finished_execution(self, api: httpx.AsyncClient, server: Server) -> None:
+        old = (await api.post("/api/executions", json=server.body())).json()["id"]
+        ended = await until_final(api, old)
+        replayed = (await api.post(f"/api/executions/{old}/replay", json={})).json()
+        assert (replayed["same"], replayed["end"], replayed["divergence"]) == (True, "ended", None)
+        assert "whole" in replayed["effects"]
+        headers = {"Idempotency-Key": "fork"}
+        answers = [
+            await api.post(f"/api/executions/{old}/fork", json={"at": "whole"}, headers=headers) for _ in range(2)
+        ]
+        assert [answer.status_code for answer in answers] == [202, 202]
+        assert answers[0].json()["id"] == answers[1].json()["id"] != old
+        forked = await until_final(api, answers[0].json()["id"])
+        assert (forked["state"], forked["result"]["merged"]) == ("succeeded", ended["result"]["merged"])
+        assert forked["forked_from"] == {"execution": old, "step": "whole"}
+        entries = (await api.get(f"/api/executions/{forked['id']}/journal")).json()["journal"]
+        assert {entry["step_key"] for entry in entries} >= {"first", "left", "right", "whole"}
+
+    async def test_what_cannot_be_replayed_or_forked_is_a_problem(self, api: httpx.AsyncClient, server: Server) -> None:
+        assert "no execution 'nope'" in problem(await api.post("/api/executions/nope/replay", json={}), 404)["detail"]
+        assert "no execution 'nope'" in problem(await api.post("/api/executions/nope/fork", json={}), 404)["detail"]
+        old = (await api.post("/api/executions", json=server.body())).json()["id"]
+        await until_final(api, old)
+        path = f"/api/executions/{old}/fork"
+        assert "no step 'nope'" in problem(await api.post(path, json={"at": "nope"}), 404)["detail"]
+        assert "--at" in problem(await api.post(path, json={}), 422)["detail"]
+        problem(await api.post(path, json={"att": "whole"}), 422)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from parallax.errors import ConflictError, UsageError
 from parallax.execution.engine import Submission
+from parallax.execution.history import Fork
 from parallax.models import Execution, ExecutionState, Json
 from parallax.server import sse, views
 from parallax.server.parts import Part, json_response
@@ -43,6 +44,24 @@ class NewExecution(BaseModel):
         return Submission(**values, budget=None if budget is None else round(budget * 1_000_000))
 
 
+class NewReplay(BaseModel):
+    """What to run against the journal: the recorded program, or this pattern."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pattern: str | None = Field(default=None, min_length=1, max_length=4096)
+
+
+class NewFork(BaseModel):
+    """Where to fork, and what shall be another: without `at`, the first effect that differs."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"at": "review"}})
+
+    at: str | None = Field(default=None, min_length=1, max_length=500)
+    input: dict[str, Json] | None = None
+    pattern: str | None = Field(default=None, min_length=1, max_length=4096)
+
+
 class Land(BaseModel):
     """Where the result goes: without a branch into what the user has checked out."""
 
@@ -56,7 +75,10 @@ async def create(
     body: NewExecution, parallax: Part, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
 ) -> Response:
     """Start an execution; 202 once it is on disk. The same Idempotency-Key returns the same execution."""
-    execution, new = await parallax.engine.submit(body.submission(), key=idempotency_key)
+    return _taken_in(*await parallax.engine.submit(body.submission(), key=idempotency_key))
+
+
+def _taken_in(execution: Execution, new: bool) -> Response:
     answer = json_response(views.execution(execution), status=202)
     answer.headers["Location"] = f"/api/executions/{execution.id}"
     answer.headers["Idempotency-Replayed"] = "false" if new else "true"
@@ -126,6 +148,24 @@ async def cancel(execution_id: str, parallax: Part) -> Response:
 async def resume(execution_id: str, parallax: Part) -> Response:
     """Let an execution that needs attention go on; its recoveries are counted anew."""
     return json_response(views.execution(await parallax.engine.release(execution_id)), status=202)
+
+
+@router.post("/{execution_id}/replay")
+async def replay(execution_id: str, body: NewReplay, parallax: Part) -> Response:
+    """Run the program against the journal with no live call; `divergence` names the first difference."""
+    return json_response(views.replayed(await parallax.history.replay(execution_id, pattern=body.pattern)))
+
+
+@router.post("/{execution_id}/fork", status_code=202)
+async def fork(
+    execution_id: str,
+    body: NewFork,
+    parallax: Part,
+    idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+) -> Response:
+    """Start an execution that shares this one's journal up to a step; 202 once it is on disk."""
+    asked = Fork(execution=execution_id, at=body.at, input=body.input, pattern=body.pattern)
+    return _taken_in(*await parallax.history.fork(asked, key=idempotency_key))
 
 
 @router.get("/{execution_id}/diff")
