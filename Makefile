@@ -3,7 +3,7 @@
 AGENT ?= scripted
 BIN := .venv/bin
 
-.PHONY: help install demo serve check test cases fuzz bench lock clean
+.PHONY: help install demo serve check test faults cases fuzz bench lock clean
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -28,6 +28,10 @@ check: install ## Lint, format, types, import contracts
 test: check ## Everything that must hold before a change lands
 	@if command -v npm >/dev/null; then echo "the real CLIs, pinned:"; $(BIN)/python tests/conformance/install.py; fi
 	$(BIN)/pytest -n 2 --dist loadfile
+
+faults: install ## Kill the server at every bad moment, compare ledgers (FULL=1: more; RECORD=1: into docs/reliability.md)
+	PARALLAX_FAULTS=$(if $(FULL),full,fast) $(if $(RECORD),PARALLAX_FAULTS_PAGE=docs/reliability.md) \
+		$(BIN)/pytest tests/faults --timeout 3600
 
 cases: install ## The conformance cases of Prism
 	$(BIN)/python -m parallax.prism cases tests/prism/cases.jsonl

@@ -43,7 +43,8 @@ class Oracle:
     results: dict[str, Recorded] = field(default_factory=dict)
     known_at: dict[str, int] = field(default_factory=dict)  # lines that the ledger had when the result was first seen
     faults: list[str] = field(default_factory=list)
-    in_flight: list[int] = field(default_factory=list)  # at each kill: begun, without a result
+    in_flight: list[int] = field(default_factory=list)  # at each kill: begun in that life, without a result
+    _seen: int = 0  # lines of the ledger at the last kill
 
     def lines(self) -> list[Begun]:
         """The ledger; a line that a kill cut short belongs to nobody."""
@@ -66,7 +67,8 @@ class Oracle:
         for step in now.keys() - self.results.keys():
             self.known_at[step] = len(lines)
         self.results = now
-        begun = {line.step for line in lines if line.event == "start"}
+        begun = {line.step for line in lines[self._seen :] if line.event == "start"}
+        self._seen = len(lines)
         self.in_flight.append(len(begun - now.keys()))
         self._judge(lines)
 

@@ -25,7 +25,7 @@ from tests.e2e.conftest import new_world
 from tests.e2e.processes import World, finish
 from tests.faults import duo
 from tests.faults.client import GONE, call
-from tests.faults.tier import TIER, big, record
+from tests.faults.tier import TIER, big, record, size
 
 DUO = [
     ["FP01", "FP02", "FP03", "FP04"],
@@ -33,7 +33,7 @@ DUO = [
     ["FP09", "FP10", "FP11", "FP12"],
     ["FP15", "FP19", "FP20", "FP16"],
     ["FP17@2", "FP18", "FP18@2", "FP13@3"],
-    ["FP17@4", "FP33", "FP36", "FP30", "FP31"],
+    ["FP17@4", "FP33", "FP30", "FP31", "FP36"],
 ]
 STRUCK: set[str] = set()
 FOUND: list[str] = []  # by kind, what the page tells
@@ -70,7 +70,7 @@ def survive(act: Callable[[], Any]) -> Any:
         return None
 
 
-@pytest.mark.parametrize("chain", DUO, ids=lambda chain: " ".join(chain))
+@pytest.mark.parametrize("chain", size(DUO[-2:], DUO, DUO), ids=lambda chain: " ".join(chain))
 def test_r2_killed_again_and_again_it_ends_with_the_same_result(world: World, chain: list[str]) -> None:
     execution_id = None
     for number, point in enumerate(chain):
