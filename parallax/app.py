@@ -33,6 +33,7 @@ from parallax.events import Event, EventBus
 from parallax.execution.budget import Budgets
 from parallax.execution.engine import ExecutionEngine
 from parallax.execution.history import History
+from parallax.execution.housekeeping import Housekeeping, Keep
 from parallax.execution.questions import QuestionDesk
 from parallax.execution.resilience import RetryPolicy
 from parallax.execution.runtime_manager import RuntimeManager
@@ -41,6 +42,7 @@ from parallax.patterns.engine import PatternEngine
 from parallax.patterns.shipped import shipped_patterns
 from parallax.ports import AgentClient, AgentSession
 from parallax.redaction import Redactor, Secret
+from parallax.storage.space import MIB, Space
 from parallax.storage.statements import Change
 from parallax.storage.store import Store
 from parallax.workspaces.checks import CheckRunner
@@ -67,6 +69,7 @@ class Parallax:
         self._lock: LockFile
         self.redact = Redactor()
         self.key: Secret
+        self.space: Space
         self.store: Store
         self.bus: EventBus
         self.patterns = pattern_engine(settings)
@@ -110,7 +113,8 @@ class Parallax:
         self._lock = stack.enter_context(LockFile(data / "lock"))
         self.key = key_of(data)
         self.redact.learn(self.key)
-        self.store = await stack.enter_async_context(Store(settings.database))
+        self.space = Space(data, settings.min_free_mb * MIB)
+        self.store = await stack.enter_async_context(Store(settings.database, self.space.release))
         self.bus = EventBus(self.store)
         self.runtime = LocalRuntime(owner_of(data), sandbox="off")
         await self.runtime.sweep()
@@ -148,6 +152,7 @@ class Parallax:
             integration=self.integration,
             engine=self.engine,
         )
+        await stack.enter_async_context(self._housekeeping())
 
     def _gateway(self, sockets: Path) -> Gateway:
         settings = self.settings
@@ -208,7 +213,17 @@ class Parallax:
             retry=RetryPolicy(retries=settings.agent_retries),
             budgets=self.budgets,
             recoveries=settings.max_recoveries,
+            space=self.space,
             runs=settings.execution_engine,
+        )
+
+    def _housekeeping(self) -> Housekeeping:
+        settings = self.settings
+        keep = Keep(
+            days=settings.retention_days, count=settings.retention_count, workspace_days=settings.workspace_days
+        )
+        return Housekeeping(
+            store=self.store, workspaces=self.workspaces, homes=settings.homes, space=self.space, keep=keep
         )
 
     # -- what the parts are given --------------------------------------------------------------------------------------

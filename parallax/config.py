@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     max_agents: int | None = Field(default=None, ge=1)
     max_executions: int = Field(default=100, ge=1)
     max_recoveries: int = Field(default=5, ge=1)
+    min_free_mb: int = Field(default=512, ge=0)
+    retention_days: float = Field(default=90, ge=0)
+    retention_count: int = Field(default=10_000, ge=1)
+    workspace_days: float = Field(default=7, ge=0)
     agent_script: Path | None = None
     scripted_ledger: Path | None = None
     failpoints: str = ""

@@ -46,6 +46,7 @@ from parallax.failpoints import fp
 from parallax.models import Budget, Execution, ExecutionState, Json, Usage, new_id
 from parallax.patterns.engine import Pattern, PatternEngine, check_input
 from parallax.patterns.plan import Plan, plan_of
+from parallax.storage.space import Space
 from parallax.storage.statements import (
     Change,
     Write,
@@ -148,7 +149,8 @@ class ExecutionEngine:
         homes: Path,
         retry: RetryPolicy,
         budgets: Budgets,
-        recoveries: int = 5,
+        recoveries: int,
+        space: Space,
         runs: bool = True,
     ) -> None:
         self._store = store
@@ -168,6 +170,7 @@ class ExecutionEngine:
         self._retry = retry
         self._budgets = budgets
         self._recovery = Recovery(recoveries)
+        self._space = space
         self._runs = runs
         self._group = asyncio.TaskGroup()
         self._watchdog: asyncio.Task[None] | None = None
@@ -217,6 +220,8 @@ class ExecutionEngine:
         """Every live execution has a task, always: one that lost it, because the store refused, gets another."""
         while True:
             await asyncio.sleep(WATCH_S)
+            if self._space.scarce:
+                continue  # what is begun now would only fail again, and be counted
             try:
                 await self._recover()
             except StorageError as error:
@@ -302,7 +307,11 @@ class ExecutionEngine:
         shared: Iterable[Write] = (),
         told: Iterable[Event] = (),
     ) -> tuple[Execution, bool]:
-        """Make a new execution durable and begin it; `shared` and `told` are what it begins with."""
+        """Make a new execution durable and begin it; `shared` and `told` are what it begins with.
+
+        Raises StorageFull when the disk is too full for new work.
+        """
+        self._space.check()
         writes = [
             insert_row(
                 "bundles",

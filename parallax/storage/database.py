@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy import Executable
@@ -47,6 +48,14 @@ class Database(Protocol):
 
     async def collect_blobs(self, named: Iterable[str]) -> int:
         """Delete the old ones that nobody names; returns how many."""
+        ...
+
+    async def vacuum(self, pages: int) -> bool:
+        """Give some freed pages back to the file system; whether there may be more."""
+        ...
+
+    async def backup(self, directory: Path) -> None:
+        """A consistent copy into an empty directory. Raises StorageError, and UsageError where others back it up."""
         ...
 
 

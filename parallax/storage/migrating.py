@@ -80,6 +80,7 @@ def bring_up_sqlite(path: Path) -> None:
 
 def _no_implicit_transactions(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # Python's own transactions would leave CREATE and ALTER outside
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file: it must come before the first page
 
 
 def _version(path: Path) -> str | None:

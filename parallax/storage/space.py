@@ -30,6 +30,11 @@ class Space:
         found = os.statvfs(self._directory)
         return found.f_bavail * found.f_frsize
 
+    @property
+    def scarce(self) -> bool:
+        """Whether even what runs may soon find no room."""
+        return self.free_b() < self.ballast_b
+
     def check(self) -> None:
         """Raise StorageFull when the free space is below the mark."""
         free = self.free_b()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from asyncio import to_thread
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -32,12 +33,12 @@ class SqliteDatabase:
 
     reader: AsyncEngine
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, relieve: Callable[[], bool] | None = None) -> None:
         self._path = path
         self._stack = AsyncExitStack()
         self._sql = Compiler(sqlite.dialect(paramstyle="named"))
         self._blobs = BlobFiles(path.parent / "blobs")
-        self.writer = Writer(path)
+        self.writer = Writer(path, relieve)
 
     async def open(self) -> None:
         """Migrate, then open the writer, then the readers."""
@@ -101,6 +102,41 @@ class SqliteDatabase:
     async def collect_blobs(self, named: Iterable[str]) -> int:
         """Delete files that nobody names."""
         return await to_thread(self._blobs.collect, named)
+
+    async def vacuum(self, pages: int) -> bool:
+        """Some freed pages; a database of an earlier version keeps them for later rows."""
+
+        def batch(connection: sqlite3.Connection) -> bool:
+            if connection.execute("PRAGMA auto_vacuum").fetchone()[0] == 0:
+                return False
+            connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+            return bool(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+        more: bool = await self.writer.submit(batch)
+        return more
+
+    async def backup(self, directory: Path) -> None:
+        """Through a connection that only reads: it can neither write nor checkpoint."""
+        try:
+            await to_thread(self._copy, directory)
+        except (sqlite3.Error, OSError) as error:
+            raise StorageError(f"the backup into {directory} failed: {error}") from error
+
+    def _copy(self, directory: Path) -> None:
+        source = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)
+        copy = sqlite3.connect(directory / self._path.name)
+        try:
+            source.backup(copy)  # in one step: a copy in many begins again with each commit
+            copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+            (verdict,) = copy.execute("PRAGMA quick_check").fetchone()
+            if verdict != "ok":
+                raise StorageError(f"{self._path} is damaged: {verdict}")
+        finally:
+            copy.close()
+            source.close()
+        blobs = self._path.parent / "blobs"
+        if blobs.is_dir():
+            shutil.copytree(blobs, directory / "blobs")
 
 
 def _read_only(path: Path) -> AsyncEngine:

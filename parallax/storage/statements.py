@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
     Update,
     bindparam,
+    delete,
     func,
     insert,
     literal_column,
@@ -228,6 +229,29 @@ def event_params(told: Event) -> dict[str, Any]:
         "agent_id": told.agent_id,
         "data": dumps(told.data),
     }
+
+
+@cache
+def _delete(table_name: str, column: str) -> Delete:
+    rows = t.metadata.tables[table_name]
+    return delete(rows).where(rows.c[column] == bindparam("b_id"))
+
+
+def forget(execution: str) -> list[Write]:
+    """Delete every row of an execution."""
+    parts = [(name, "execution") for name in ("journal", "events", "questions", "idempotency", "calls")]
+    return [Write(_delete(name, column), {"b_id": execution}) for name, column in [*parts, ("executions", "id")]]
+
+
+@cache
+def _forget_bundles() -> Delete:
+    used = select(t.executions.c.hash)
+    return delete(t.bundles).where(t.bundles.c.hash.not_in(used))
+
+
+def forget_bundles() -> Write:
+    """Delete programs that no execution is pinned to."""
+    return Write(_forget_bundles(), {})
 
 
 def execution_row(execution: Execution) -> dict[str, Any]:

@@ -8,7 +8,7 @@ come back with the `seq` that the commit gave them. Where it is kept is a `Datab
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -25,7 +25,7 @@ from parallax.storage import tables as t
 from parallax.storage.blobs import json_size_within
 from parallax.storage.database import Database
 from parallax.storage.sqlite import SqliteDatabase
-from parallax.storage.statements import Change, JournalEntry
+from parallax.storage.statements import Change, JournalEntry, forget, forget_bundles
 
 SUMS: Final = (
     "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "cost", "turns", "wall_s",
@@ -37,8 +37,9 @@ LARGEST_B: Final = 50_000_000  # and beyond this it is an error
 class Store:
     """The store of one installation. `async with Store(path) as store`."""
 
-    def __init__(self, path: Path) -> None:
-        self._database: Database = SqliteDatabase(path)
+    def __init__(self, path: Path, relieve: Callable[[], bool] | None = None) -> None:
+        """`relieve` makes room on a full disk, and says whether it could."""
+        self._database: Database = SqliteDatabase(path, relieve)
 
     async def __aenter__(self) -> Self:
         await self._database.open()
@@ -79,6 +80,19 @@ class Store:
         named = select(t.journal.c.blob.label("blob")).where(t.journal.c.blob.is_not(None))
         results = select(t.executions.c.result_blob.label("blob")).where(t.executions.c.result_blob.is_not(None))
         return await self._database.collect_blobs([row["blob"] for row in await self._rows(named.union(results))])
+
+    async def forget(self, executions: Sequence[str]) -> None:
+        """Delete executions with all their rows, and the programs that nobody uses any more."""
+        writes = [write for execution in executions for write in forget(execution)]
+        await self._database.commit(Change([*writes, forget_bundles()]))
+
+    async def vacuum(self, pages: int) -> bool:
+        """Give some freed pages back to the file system; whether there may be more."""
+        return await self._database.vacuum(pages)
+
+    async def backup(self, directory: Path) -> None:
+        """A consistent copy of everything, with the store in use, into an empty directory: it is a data directory."""
+        await self._database.backup(directory)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -124,6 +138,14 @@ class Store:
         if before:
             statement = statement.where(t.executions.c.id < before)
         return [_execution(row) for row in await self._rows(statement)]
+
+    async def outlived(self, ended_before: float, count: int, limit: int) -> list[str]:
+        """Ended executions that are too old, or have more than `count` newer ones; some of them at a time."""
+        rows = t.executions.c
+        newest = select(rows.id).order_by(rows.id.desc()).limit(1).offset(count).scalar_subquery()
+        old = (rows.ended_at < ended_before) | (rows.id <= newest)
+        statement = select(rows.id).where(rows.ended_at.is_not(None), old).order_by(rows.id).limit(limit)
+        return [str(row["id"]) for row in await self._rows(statement)]
 
     async def ended(self, execution: str) -> bool:
         """Whether the execution is in a final state."""

@@ -28,7 +28,6 @@ GROUP: Final = 100  # batches in one commit at most
 CHECKPOINT_PAGES: Final = 4096  # 16 MB of write-ahead log
 IDLE_S: Final = 2.0  # without a write, before the log is checkpointed whatever its size
 PRAGMAS: Final = (
-    "auto_vacuum=INCREMENTAL",  # of a new database; must come before its first page is written
     "journal_mode=WAL",
     "synchronous=FULL",
     "foreign_keys=ON",
