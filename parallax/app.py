@@ -25,7 +25,8 @@ from parallax.agents.gateway.recording import Recorder, Replayed
 from parallax.agents.gateway.service import Gateway, GatewaySettings
 from parallax.agents.registries.memory import MemoryAgentRegistry
 from parallax.agents.runtimes.local import LocalRuntime
-from parallax.agents.supervisor import AgentSupervisor, Silence
+from parallax.agents.supervisor import AgentSupervisor
+from parallax.agents.turn import Silence
 from parallax.config import Settings
 from parallax.datadir import LockFile, data_directory, key_of, owner_of, socket_directory
 from parallax.errors import ConfigurationError, NotFoundError
@@ -139,6 +140,7 @@ class Parallax:
             tell=self.tell,
             silence=Silence(stall_s=settings.agent_timeout_ms / 1000, end_s=settings.agent_silence_ms / 1000),
             sandbox=self.runtime.sandbox,
+            free_memory=lambda: psutil.virtual_memory().available,
         )
         stack.push_async_callback(self.supervisor.close)
         self.desk = QuestionDesk(self.store)

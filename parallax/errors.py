@@ -16,11 +16,13 @@ ParallaxError                 .retryable decides whether another attempt makes s
 │   └── ReplayDivergence      a recorded effect was asked with another request
 ├── AgentError                an agent did not do its turn
 │   ├── AgentUnavailable      its program is missing or would not start
-│   ├── LoginNeeded           its account is not logged in
+│   ├── HelpNeeded            only a person can put right what keeps it from working
+│   │   └── LoginNeeded       its account is not logged in
 │   ├── AgentStalled          silent beyond the limit
 │   ├── AgentCrashed          the process ended in mid-turn
 │   ├── ProviderLimited       a rate limit or a used-up window; `resets_at` when known
 │   └── ProtocolViolation     what it sent is not the protocol
+│       └── EmptyTurn         a normal end of a turn in which nothing was said or done
 ├── BudgetExhausted           what may be spent is spent: what is finished is kept
 ├── StepFailed                a step ended without an acceptable result
 └── GitError                  git said no; `.stderr` holds its words
@@ -140,10 +142,21 @@ class AgentUnavailable(AgentError):
     retryable = False
 
 
-class LoginNeeded(AgentError):
-    """The agent's account is not logged in."""
+class HelpNeeded(AgentError):
+    """Only a person can put right what keeps the agent from working; `kind` is that of the stall."""
 
     retryable = False
+
+    def __init__(self, message: str, kind: str = "prompt") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class LoginNeeded(HelpNeeded):
+    """The agent's account is not logged in."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "login")
 
 
 class AgentStalled(AgentError):
@@ -168,6 +181,10 @@ class ProtocolViolation(AgentError):
 
 class BudgetExhausted(ParallaxError):
     """What may be spent is spent; what is finished is kept."""
+
+
+class EmptyTurn(ProtocolViolation):
+    """The agent called its turn ended, and nothing was said or done in it."""
 
 
 class StepFailed(ParallaxError):

@@ -67,7 +67,7 @@ class ExecutionState(StrEnum):
 
 
 class AgentState(StrEnum):
-    """pending > starting > authenticating > ready <> busy <> asking; busy | ready > parked; any > stopped, error."""
+    """The states of an agent's life; `agents/states.py` has the table of legal moves between them."""
 
     PENDING = "pending"
     STARTING = "starting"
@@ -345,7 +345,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """A member of the team as others see it. Id: `<execution>.<role>.<number>`; registered agents keep their own."""
+    """A member of the team as others see it. Id: `<execution>.<role>.<number>`; registered agents keep their own.
+
+    `reason` says why it is in its state, `until` (unix time) how long it is parked, `stall` what keeps its turn from
+    getting anywhere (a kind of `agents/stalls.py`).
+    """
 
     id: str
     type: str
@@ -360,6 +364,8 @@ class Agent:
     endpoint: str | None = None
     runtime: str = "local"
     reason: str | None = None
+    until: float | None = None
+    stall: str | None = None
     workspace: str | None = None
     pid: int | None = None
 

@@ -7,7 +7,7 @@ I/O; an AgentClient joins the two and speaks; a registry knows who is there. `ap
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -199,6 +199,18 @@ class Doors(Protocol):
         ...
 
 
+class Limits(Protocol):
+    """Who hears of a provider's limit: the supervisor, told by the gateway."""
+
+    async def park(self, agent_id: str, until: float, cause: str) -> None:
+        """The agent can use no model before `until` (a unix time); unknown agents are no error.
+
+        A running turn is ended for it, and goes on with its session where the CLI can; so this is for limits that
+        last longer than a CLI waits by itself.
+        """
+        ...
+
+
 class AgentProcess(Protocol):
     """A running process with separate byte streams."""
 
@@ -281,6 +293,22 @@ class AgentCLI(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """What a client sees of its agent at one moment.
+
+    `output_s` is the age of the last output on any stream. `words` are the last lines that came beside the protocol
+    (standard error, banners, prompts), if nothing else has come since. `claimed`: the running turn has a report that
+    `claim` would return; `final`: nothing more will come but the end. `exit_code` None: its process runs.
+    """
+
+    output_s: float
+    words: str = ""
+    claimed: bool = False
+    final: bool = False
+    exit_code: int | None = None
+
+
 class AgentClient(Protocol):
     """How a running agent is spoken to."""
 
@@ -288,7 +316,7 @@ class AgentClient(Protocol):
         """Start and greet; returns the CLI's session id. Raises AgentUnavailable, LoginNeeded, ProtocolViolation."""
         ...
 
-    def turn(self, task: Task) -> AsyncIterator[Progress | Question | TaskResult]:
+    def turn(self, task: Task) -> AsyncGenerator[Progress | Question | TaskResult, None]:
         """One turn. Yields what it shows and asks; the last item is the TaskResult. At most one turn at a time.
 
         Raises AgentCrashed, ProtocolViolation, ProviderLimited, LoginNeeded. A Question must be answered by `answer`
@@ -313,8 +341,21 @@ class AgentClient(Protocol):
         """Whether another turn can be asked of it."""
         ...
 
-    def last_heard_s(self) -> float:
-        """Seconds since it last showed a sign of life: output, or processor time used by its process tree."""
+    @property
+    def resumable(self) -> str | None:
+        """The CLI's own id of the session, if another process can go on with it."""
+        ...
+
+    def vitals(self) -> Vitals:
+        """What is seen of it now; costs little and changes nothing."""
+        ...
+
+    def cpu_s(self) -> float:
+        """Seconds of processor time that its process tree has used so far; looks at every process of the tree."""
+        ...
+
+    def claim(self) -> TaskResult | None:
+        """The result of the running turn as far as the agent has reported it, without having ended the turn."""
         ...
 
     @property

@@ -1,51 +1,92 @@
-"""AgentSupervisor: starts agents, watches them, ends them. No silent wait.
+"""AgentSupervisor: starts agents, gives them turns, parks them, ends them. No silent wait.
 
-The agent proxy in `execution` asks it for a turn and hands down how questions are answered. Each agent has one state
-machine; every change is an event. Silence is measured, not guessed: no output and no processor time used by the whole
-process tree. Beyond the first limit a stall is named, beyond the second the attempt ends.
+The agent proxy in `execution` asks it for a turn and hands down how questions are answered. Each agent has one `Life`
+(its state), each turn one `Turn` (its events, questions and stalls). An agent whose turn has failed has no process any
+more: it is parked until a provider's limit is over, or it asks a person for help, or it has ended. There is no pool of
+started agents that wait for work: a sandbox is built around one workspace and one home, and cannot be moved to another.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeAlias
+from typing import Final
 
-from parallax.errors import AgentCrashed, AgentError, AgentStalled, AgentUnavailable, NotFoundError, leaf
-from parallax.events import Event
+import structlog
+
+from parallax.agents.states import Life, Tell
+from parallax.agents.turn import Ask, Silence, Turn
+from parallax.errors import (
+    AgentCrashed,
+    AgentError,
+    AgentUnavailable,
+    HelpNeeded,
+    NotFoundError,
+    ParallaxError,
+    ProviderLimited,
+)
 from parallax.failpoints import fp
-from parallax.models import Agent, AgentState, Progress, Question, Task, TaskResult
+from parallax.models import Agent, AgentState, Question, Task, TaskResult, new_id
 from parallax.ports import AgentClient, AgentRegistry, AgentSession, Doors
 from parallax.redaction import Redactor
 
-Ask: TypeAlias = Callable[[Question], Awaitable[str]]
-Tell: TypeAlias = Callable[[Event], Awaitable[None]]
-
-OUTPUT_BATCH_S: Final = 0.1
-OUTPUT_KEPT_B: Final = 64 * 1024  # of one batch; the whole stream is bounded by the client's ring
 START_S: Final = 60.0
-WATCH_S: Final = 0.25
+KEEP_S: Final = 1.0  # between two looks at the agents that wait for work
+ROOM_S: Final = 60.0  # the longest that a start waits for memory: late is better than never
+AGENT_MEMORY_B: Final = 600_000_000  # what an idle coding CLI needs, seen on six of them: 250 to 550 MB
+LOOK_S: Final = 30.0  # a parked agent looks at the clock so often: the host may have been asleep
+LONGEST_PARK_S: Final = 8 * 86_400.0  # a weekly window and a day; what claims more is nonsense
+GO_ON: Final = (
+    "You were interrupted by something outside your work, which is over now. Your session and your working directory "
+    "are as you left them. Go on with this task:\n\n"
+)
 
-
-@dataclass(slots=True)
-class _Managed:
-    agent: Agent
-    session: AgentSession
-    client: AgentClient
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    turn: _Turn | None = None
-    inbox: list[str] = field(default_factory=list)
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Silence:
-    """Seconds without a sign of life: `stall_s` names a stall, `end_s` ends the attempt."""
+class Lodging:
+    """How long agents are kept. Seconds; a park without a known end begins with `park_s` and doubles to `park_cap_s`.
 
-    stall_s: float = 30.0
-    end_s: float = 600.0
+    `idle_s`: after so long without work, an agent whose session another process can go on with is let go.
+    """
+
+    idle_s: float = 300.0
+    park_s: float = 15.0
+    park_cap_s: float = 900.0
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """An agent of ours. Without a client it has no process: it is parked, asks for help, or has not begun.
+
+    `kept` is the CLI's session that its next process goes on with, `parks` counts those in a row without a known end.
+    """
+
+    life: Life
+    session: AgentSession
+    client: AgentClient | None = None
+    turn: Turn | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    inbox: list[str] = field(default_factory=list)
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    ending: asyncio.Task[None] | None = None
+    wanted_at: float = field(default_factory=time.time)
+    parks: int = 0
+    kept: str | None = None
+    interrupted: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.life.agent.id
+
+    def leaving(self) -> bool:
+        """Somebody is ending it, or has."""
+        return self.ending is not None
 
 
 class AgentSupervisor:
@@ -61,6 +102,8 @@ class AgentSupervisor:
         tell: Tell,
         silence: Silence,
         sandbox: str,
+        lodging: Lodging | None = None,
+        free_memory: Callable[[], int] | None = None,
     ) -> None:
         self._open_client = open_client
         self._registry = registry
@@ -69,288 +112,363 @@ class AgentSupervisor:
         self._tell = tell
         self._silence = silence
         self._sandbox = sandbox
-        self._agents: dict[str, _Managed] = {}
+        self._lodging = lodging or Lodging()
+        self._free_memory = free_memory
+        self._members: dict[str, _Member] = {}
         self._starting: dict[str, asyncio.Lock] = {}
+        self._sessions: dict[str, str] = {}  # of agents that were let go while idle: what to go on with
+        self._keeper: asyncio.Task[None] | None = None
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
     def agents(self, execution: str | None = None) -> list[Agent]:
-        """The agents that run now."""
-        return [m.agent for m in self._agents.values() if execution is None or m.agent.execution == execution]
+        """The agents that have not ended."""
+        return [m.life.agent for m in self._members.values() if execution in {None, m.life.agent.execution}]
 
     def agent(self, agent_id: str) -> Agent:
-        """One running agent; raises NotFoundError."""
-        return self._managed(agent_id).agent
+        """One of them; raises NotFoundError."""
+        return self._member(agent_id).life.agent
 
-    def _managed(self, agent_id: str) -> _Managed:
-        if (managed := self._agents.get(agent_id)) is None:
-            known = ", ".join(sorted(self._agents)) or "none"
+    def _member(self, agent_id: str) -> _Member:
+        if (member := self._members.get(agent_id)) is None:
+            known = ", ".join(sorted(self._members)) or "none"
             raise NotFoundError(f"no agent '{agent_id}' is running (running: {known})")
-        return managed
+        return member
 
-    # -- living ----------------------------------------------------------------------------------------------------
+    # -- starting --------------------------------------------------------------------------------------------------
 
     async def ensure(self, session: AgentSession, *, number: int) -> Agent:
-        """The agent of this session, started if it is not running. Raises AgentError."""
-        lock = self._starting.setdefault(session.agent_id, asyncio.Lock())
-        async with lock:
-            managed = self._agents.get(session.agent_id)
-            if managed is not None and managed.client.alive:
-                return managed.agent
-            if managed is not None:
-                await self._end(managed, "its process had ended")
-            return await self._start(session, number)
+        """The agent of this session, ready for a turn; started if it is not running. Raises AgentError."""
+        async with self._starting.setdefault(session.agent_id, asyncio.Lock()):
+            member = self._members.get(session.agent_id)
+            if member is not None and not member.leaving() and member.client is not None and not member.client.alive:
+                await self._end(member, _how_it_ended(member.client), state=AgentState.ERROR)
+            if member is not None and member.ending is not None:
+                await asyncio.wait({member.ending})
+                member = None
+            if member is None:
+                member = self._new(session, number)
+                await self._room(member)
+            member.wanted_at = time.time()
+            if member.life.state is AgentState.PARKED:
+                _refuse_while_parked(member)
+            if member.client is None:
+                await self._start(member)
+            elif member.life.state is AgentState.PARKED:
+                await self._ready(member, member.client)
+            return member.life.agent
 
-    async def _start(self, session: AgentSession, number: int) -> Agent:
+    def _new(self, session: AgentSession, number: int) -> _Member:
         agent = Agent(
             id=session.agent_id,
             type=session.type,
             role=session.role,
             number=number,
             execution=session.execution,
-            state=AgentState.STARTING,
+            state=AgentState.PENDING,
             since=time.time(),
             workspace=str(session.tree),
         )
-        await self._say(agent, "agent.starting", role=agent.role, type=agent.type, sandbox=self._sandbox)
-        door = await self._doors.open_session(session)
-        client = self._open_client(replace(session, door=door))
-        managed = _Managed(agent, session, client)
-        self._agents[agent.id] = managed
+        member = _Member(Life(agent, self._tell, self._redact), session, kept=self._sessions.pop(agent.id, None))
+        self._members[agent.id] = member
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep(), name="keeper of the agents")
+        return member
+
+    async def _start(self, member: _Member) -> None:
+        agent = member.life.agent
         try:
+            await member.life.move(AgentState.STARTING, role=agent.role, type=agent.type, sandbox=self._sandbox)
+            door = await self._doors.open_session(member.session)
+            session = replace(member.session, door=door, cli_session=member.kept or member.session.cli_session)
+            member.client = client = self._open_client(session)
             async with asyncio.timeout(START_S):
                 await client.open()
         except (AgentError, TimeoutError) as error:
             cause = str(error) or f"it did not greet within {START_S:.0f} s"
-            await self._end(managed, cause, state=AgentState.ERROR)
-            if isinstance(error, AgentError):
-                raise
-            raise AgentUnavailable(f"agent {agent.id} ({agent.type}): {cause}") from error
+            named = error if isinstance(error, AgentError) else AgentUnavailable(f"agent {agent.id}: {cause}")
+            await self._failed(member, named)
+            raise named from error
         except BaseException:
-            await self._end(managed, "start cancelled")
+            await self._end(member, "its start was cancelled")
             raise
+        if member.leaving():
+            raise AgentCrashed(f"agent {agent.id} was stopped at its start")
         fp("spawned_before_pid_record")
-        managed.agent = replace(agent, state=AgentState.READY, since=time.time(), pid=client.pid)
-        await self._registry.register(managed.agent)
-        await self._say(managed.agent, "agent.ready", role=agent.role, type=agent.type, pid=client.pid)
+        await self._ready(member, client)
+        await self._registry.register(member.life.agent)
         fp("pid_recorded")
-        return managed.agent
+
+    async def _ready(self, member: _Member, client: AgentClient) -> None:
+        agent = member.life.agent
+        await member.life.move(AgentState.READY, pid=client.pid, role=agent.role, type=agent.type)
+
+    async def _room(self, member: _Member) -> None:
+        """Wait while memory is short and somebody's work may free some; idle agents are let go for it."""
+        deadline = time.monotonic() + ROOM_S
+        while self._free_memory is not None and time.monotonic() < deadline:
+            if (free_b := self._free_memory()) >= AGENT_MEMORY_B or member.leaving():
+                return
+            others = [m for m in self._members.values() if m.client is not None and not m.leaving()]
+            if idle := [m for m in others if self._may_go(m)]:
+                await self._let_go(min(idle, key=lambda m: m.wanted_at), "memory was short")
+            elif any(m.life.state is AgentState.BUSY for m in others):
+                member.life.waits(f"waits for memory: {free_b / 1e9:.1f} GB free, {AGENT_MEMORY_B / 1e9:.1f} GB needed")
+                await asyncio.sleep(KEEP_S)
+            else:
+                return
+
+    # -- turns -----------------------------------------------------------------------------------------------------
 
     async def turn(self, agent_id: str, task: Task, ask: Ask) -> TaskResult:
         """One turn of one agent, one at a time. `ask` answers what it asks.
 
-        Raises AgentStalled, AgentCrashed, ProviderLimited, ProtocolViolation; the agent is then ended, so that the
-        next attempt begins with a fresh process.
+        Raises AgentError; the agent's process is then ended, so that the next attempt begins with a fresh one. After
+        ProviderLimited the agent is parked (`rest` waits for it), after HelpNeeded it asks (`help` puts the question).
         """
-        managed = self._managed(agent_id)
-        async with managed.lock:
-            if managed.inbox:
-                told = "\n".join(managed.inbox)
-                managed.inbox.clear()
-                task = replace(task, text=f"{task.text}\n\nA person adds: {told}")
-            await self._change(managed, AgentState.BUSY, "agent.busy", task=task.id)
+        member = self._members.get(agent_id)
+        if member is None:
+            raise AgentCrashed(f"agent {agent_id} was stopped before its turn")
+        async with member.lock:
+            if member.life.state is AgentState.PARKED:
+                _refuse_while_parked(member)
+            if member.leaving() or (client := member.client) is None:
+                raise AgentCrashed(f"agent {agent_id} was stopped before its turn")
             try:
-                async with asyncio.timeout(task.timeout_s) as limit:
-                    result = await self._watched_turn(managed, task, ask, limit)
-            except TimeoutError as error:
-                await self._end(managed, "turn too long", state=AgentState.ERROR)
-                raise AgentStalled(
-                    f"{agent_id}: the turn took longer than its limit of {task.timeout_s:.0f} s and was ended"
-                ) from error
+                result = await self._turn(member, client, task, ask)
             except AgentError as error:
-                await self._end(managed, str(error), state=AgentState.ERROR)
+                await self._failed(member, error)
                 raise
             except BaseException:
-                await self._end(managed, "cancelled in mid-turn")
+                await self._end(member, "cancelled in mid-turn")
                 raise
-            if managed.client.alive:
-                await self._change(managed, AgentState.READY, "agent.ready", role=managed.agent.role)
+            member.parks = 0
+            if not client.alive:
+                await self._end(member, "it has reported, but not ended its turn")
+            elif not member.leaving():
+                await self._ready(member, client)
             return result
 
-    async def _watched_turn(self, managed: _Managed, task: Task, ask: Ask, limit: asyncio.Timeout) -> TaskResult:
-        turn = managed.turn = _Turn(self, managed, task, ask, limit)
+    async def _turn(self, member: _Member, client: AgentClient, task: Task, ask: Ask) -> TaskResult:
+        if member.interrupted:
+            task = replace(task, text=GO_ON + task.text)
+        if member.inbox:
+            told = "\n".join(member.inbox)
+            member.inbox.clear()
+            task = replace(task, text=f"{task.text}\n\nA person adds: {told}")
+        member.interrupted, member.kept = False, None
+        await member.life.move(AgentState.BUSY, task=task.id)
+        member.turn = Turn(
+            member.life,
+            client,
+            task,
+            ask,
+            traffic=lambda: self._doors.traffic(member.id),
+            silence=self._silence,
+            redact=self._redact,
+        )
         try:
-            async with asyncio.TaskGroup() as group:
-                watchers = [
-                    group.create_task(turn.watch_silence(self._silence)),
-                    group.create_task(turn.flush_output()),
-                ]
-                result = await turn.run(group)
-                for task_ in (*watchers, *turn.answers):
-                    task_.cancel()
-        except BaseExceptionGroup as failed:
-            raise leaf(failed) from failed
+            return await member.turn.run()
         finally:
-            managed.turn = None
-        return result
+            member.turn = None
 
     @asynccontextmanager
     async def asking(self, agent_id: str, text: str) -> AsyncIterator[None]:
         """Around a wait in a team tool: the agent is asking, its turn's time and its silence stand still."""
-        managed = self._agents.get(agent_id)
-        if managed is None or managed.turn is None:
+        member = self._members.get(agent_id)
+        if member is None or member.turn is None:
             yield
             return
-        async with managed.turn.asking(text):
+        async with member.turn.asking(_question(member, "question", text)):
             yield
 
     def tell(self, agent_id: str, text: str) -> None:
         """A person's words, delivered at the agent's next turn."""
-        self._managed(agent_id).inbox.append(text)
+        self._member(agent_id).inbox.append(text)
+
+    # -- what keeps an agent from working ----------------------------------------------------------------------------
+
+    async def _failed(self, member: _Member, error: AgentError) -> None:
+        """End the process of an agent whose start or turn has failed; the agent stays where there is hope."""
+        if member.leaving() or not isinstance(error, ProviderLimited | HelpNeeded):
+            await self._end(member, str(error), state=AgentState.ERROR)
+            return
+        if member.client is not None and member.life.state is not AgentState.STARTING:
+            member.kept, member.interrupted = member.client.resumable, member.client.resumable is not None
+        await self._close(member)
+        if member.leaving():
+            return
+        if isinstance(error, HelpNeeded):
+            if member.life.state is AgentState.STARTING:
+                await member.life.move(AgentState.AUTHENTICATING)
+            await member.life.move(AgentState.ASKING, str(error), kind=error.kind)
+            return
+        until = self._until(member, error.resets_at)
+        member.parks += 1
+        member.woken.clear()
+        await member.life.move(AgentState.PARKED, str(error), until=until)
+
+    def _until(self, member: _Member, resets_at: float | None) -> float:
+        """The named time; without one, or with one that has passed already, later each time."""
+        now, lodging = time.time(), self._lodging
+        if resets_at is not None and resets_at - now <= LONGEST_PARK_S:
+            return max(resets_at, now + min(lodging.park_cap_s, 2.0**member.parks - 1))
+        return now + min(lodging.park_cap_s, lodging.park_s * 2.0**member.parks)
+
+    async def park(self, agent_id: str, until: float, cause: str) -> None:
+        """See `ports.Limits`. A limit that is over before a stall would be named is the CLI's own affair."""
+        member = self._members.get(agent_id)
+        if member is None or member.leaving() or until - time.time() < self._silence.stall_s:
+            return
+        if member.turn is not None:
+            member.turn.interrupt(ProviderLimited(cause, until))
+        elif member.life.state is AgentState.READY:
+            member.woken.clear()
+            await member.life.move(AgentState.PARKED, cause, until=until)
+
+    def wake(self, agent_id: str) -> None:
+        """A parked agent goes on now, whatever the clock says. Raises NotFoundError."""
+        self._member(agent_id).woken.set()
+
+    async def rest(self, agent_id: str) -> None:
+        """Wait until a parked agent may go on. Raises AgentCrashed when it was stopped meanwhile."""
+        member = self._members.get(agent_id)
+        while member is not None and not member.leaving() and member.life.state is AgentState.PARKED:
+            left_s = (member.life.agent.until or 0.0) - time.time()
+            if left_s <= 0 or member.woken.is_set():
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(LOOK_S, left_s)):
+                    await member.woken.wait()
+        raise AgentCrashed(f"agent {agent_id} was stopped while it was parked")
+
+    async def help(self, agent_id: str, task: Task, error: HelpNeeded, ask: Ask) -> bool:
+        """Ask a person to put right what keeps the agent from working; whether it is to be tried again."""
+        member = self._members.get(agent_id)
+        if member is None or member.leaving():
+            return False
+        question = replace(
+            _question(member, "help", f"{member.life.agent.type} cannot go on: {error}"),
+            step_key=task.step_key,
+            topic=error.kind,
+            options=({"id": "retry", "label": "it is done: try again"}, {"id": "end", "label": "give this attempt up"}),
+            default="end",
+        )
+        if await ask(question) == "retry" and not member.leaving():
+            return True
+        await self._end(member, str(error), state=AgentState.ERROR)
+        return False
+
+    def goes_on(self, agent_id: str) -> bool:
+        """Whether its next turn continues the session of the last one: its working directory must not be reset."""
+        member = self._members.get(agent_id)
+        return member is not None and member.interrupted
+
+    # -- ending ------------------------------------------------------------------------------------------------------
 
     async def stop(self, agent_id: str, reason: str) -> None:
-        """End one agent."""
-        await self._end(self._managed(agent_id), reason)
+        """End one agent. Raises NotFoundError."""
+        await self._end(self._member(agent_id), reason)
+
+    async def give_up(self, agent_id: str, reason: str) -> None:
+        """End an agent that is parked or asks, because nobody waits for it any more; unknown agents are no error."""
+        if (member := self._members.get(agent_id)) is not None:
+            await self._end(member, reason, state=AgentState.ERROR)
 
     async def release(self, execution: str, reason: str = "the execution has ended") -> None:
         """End every agent of an execution."""
         async with asyncio.TaskGroup() as group:
-            for managed in [m for m in self._agents.values() if m.agent.execution == execution]:
-                group.create_task(self._end(managed, reason))
+            for member in [m for m in self._members.values() if m.life.agent.execution == execution]:
+                group.create_task(self._end(member, reason))
+        for agent_id in [id_ for id_ in self._starting if id_.startswith(f"{execution}.")]:
+            del self._starting[agent_id]
+            self._sessions.pop(agent_id, None)
 
     async def close(self) -> None:
         """End every agent."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
         async with asyncio.TaskGroup() as group:
-            for managed in list(self._agents.values()):
-                group.create_task(self._end(managed, "the server stops"))
+            for member in list(self._members.values()):
+                group.create_task(self._end(member, "the server stops"))
 
-    # -- one state machine -------------------------------------------------------------------------------------------
+    async def _end(self, member: _Member, reason: str, state: AgentState = AgentState.STOPPED) -> None:
+        """End it once, whoever asks, and to the end: a caller that is cancelled leaves no half-ended agent behind."""
+        if member.ending is None:
+            member.ending = asyncio.create_task(self._ended(member, reason, state), name=f"end of {member.id}")
+        await asyncio.shield(member.ending)
 
-    async def _end(self, managed: _Managed, reason: str, state: AgentState = AgentState.STOPPED) -> None:
-        agent_id = managed.agent.id
-        if self._agents.pop(agent_id, None) is None:
-            return  # somebody else is ending it
-        await managed.client.close()
-        await self._doors.close_session(agent_id)
-        await self._registry.remove(agent_id)
-        managed.agent = replace(managed.agent, state=state, reason=reason, since=time.time())
-        if state is AgentState.ERROR:
-            await self._say(managed.agent, "agent.error", cause=self._redact(reason))
-        else:
-            await self._say(managed.agent, "agent.stopped", reason=self._redact(reason))
-
-    async def _change(self, managed: _Managed, state: AgentState, type_: str, **data: Any) -> None:
-        managed.agent = replace(managed.agent, state=state, since=time.time())
-        await self._say(managed.agent, type_, **data)
-
-    async def _say(self, agent: Agent, type_: str, step_key: str | None = None, **data: Any) -> None:
-        assert agent.execution is not None
-        await self._tell(Event(execution=agent.execution, type=type_, step_key=step_key, agent_id=agent.id, data=data))
-
-
-class _Turn:
-    """One running turn: what it shows becomes events, what it asks is answered, its silence is watched."""
-
-    def __init__(
-        self, supervisor: AgentSupervisor, managed: _Managed, task: Task, ask: Ask, limit: asyncio.Timeout
-    ) -> None:
-        self._supervisor = supervisor
-        self._managed = managed
-        self._task = task
-        self._ask = ask
-        self._output: list[str] = []
-        self._limit = limit
-        self._left_s = 0.0
-        self._open_questions = 0
-        self.answers: list[asyncio.Task[None]] = []
-
-    async def run(self, group: asyncio.TaskGroup) -> TaskResult:
-        client = self._managed.client
-        async for item in client.turn(self._task):
-            match item:
-                case TaskResult():
-                    await self._flush()
-                    if not item.message.strip() and item.value is None and item.stop == "end_turn":
-                        raise AgentCrashed(f"{self._managed.agent.id} ended its turn without saying or doing anything")
-                    return item
-                case Question():
-                    self.answers.append(group.create_task(self._answer(item)))
-                case Progress():
-                    await self._show(item)
-        raise AgentCrashed(f"{self._managed.agent.id} ended its turn without a result")
-
-    def _pause(self) -> None:
-        """The turn's own time stands still while it waits for an answer."""
-        if self._open_questions == 0 and (when := self._limit.when()) is not None:
-            self._left_s = when - asyncio.get_running_loop().time()
-            self._limit.reschedule(None)
-        self._open_questions += 1
-
-    def _go_on(self) -> None:
-        self._open_questions -= 1
-        if self._open_questions == 0 and self._managed.turn is self:
-            self._limit.reschedule(asyncio.get_running_loop().time() + self._left_s)
-
-    @asynccontextmanager
-    async def asking(self, text: str) -> AsyncIterator[None]:
-        """The agent waits for an answer."""
-        self._pause()
-        await self._supervisor._change(self._managed, AgentState.ASKING, "agent.asking", text=self._redacted(text))
+    async def _ended(self, member: _Member, reason: str, state: AgentState) -> None:
+        member.woken.set()
         try:
-            yield
+            if state is AgentState.STOPPED:
+                await member.life.move(AgentState.STOPPING, reason)
         finally:
-            self._go_on()
-        if not self._open_questions:
-            await self._supervisor._change(self._managed, AgentState.BUSY, "agent.busy", task=self._task.id)
+            await self._close(member)
+            if self._members.get(member.id) is member:
+                del self._members[member.id]
+        await self._registry.remove(member.id)
+        await member.life.move(state, reason)
 
-    async def _answer(self, question: Question) -> None:
-        async with self.asking(question.text):
-            answer = await self._ask(question)
-            await self._managed.client.answer(question.id, answer)
+    async def _close(self, member: _Member) -> None:
+        """Its process and its door."""
+        client, member.client = member.client, None
+        if client is not None:
+            await client.close()
+        await self._doors.close_session(member.id)
 
-    async def _show(self, progress: Progress) -> None:
-        say, agent, key = self._supervisor._say, self._managed.agent, self._task.step_key
-        match progress.kind:
-            case "output":
-                self._output.append(progress.text)
-            case "tool":
-                data: Mapping[str, Any] = progress.data or {}
-                await say(
-                    agent, "agent.tool", key, name=self._redacted(progress.text), status=str(data.get("status", ""))
-                )
-            case "usage":
-                await say(agent, "agent.usage", key, usage=progress.data)
-            case _:
-                pass
+    # -- keeping -----------------------------------------------------------------------------------------------------
 
-    async def flush_output(self) -> None:
-        """Output goes out in batches, so that a flood is a few events."""
+    async def _keep(self) -> None:
+        """Look after the agents that wait for work: one that has died is told, one that is idle for long is let go."""
         while True:
-            await asyncio.sleep(OUTPUT_BATCH_S)
-            await self._flush()
+            await asyncio.sleep(min(KEEP_S, self._lodging.idle_s / 4))
+            for member in list(self._members.values()):
+                try:
+                    await self._look_after(member)
+                except ParallaxError as error:
+                    _log.error("the keeper could not look after an agent", agent=member.id, cause=str(error))
 
-    async def _flush(self) -> None:
-        if not self._output:
+    async def _look_after(self, member: _Member) -> None:
+        client = member.client
+        if client is None or member.leaving() or member.life.state is not AgentState.READY:
             return
-        text = "".join(self._output)
-        self._output.clear()
-        if len(text) > OUTPUT_KEPT_B:
-            half = OUTPUT_KEPT_B // 2
-            text = f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
-        fp("output.mid_batch")
-        await self._supervisor._say(
-            self._managed.agent, "agent.output", self._task.step_key, stream="out", text=self._redacted(text)
-        )
+        if not client.alive:
+            await self._end(member, _how_it_ended(client), state=AgentState.ERROR)
+        elif (
+            self._may_go(member)
+            and time.time() - max(member.wanted_at, member.life.agent.since) >= self._lodging.idle_s
+        ):
+            await self._let_go(member, f"idle for {self._lodging.idle_s:.0f} s")
 
-    async def watch_silence(self, silence: Silence) -> None:
-        """Name a stall at the first limit, end the attempt at the second. An open question is no silence."""
-        named = False
-        while True:
-            await asyncio.sleep(min(WATCH_S, silence.stall_s / 4))
-            quiet_s = 0.0 if self._open_questions else self._managed.client.last_heard_s()
-            if quiet_s < silence.stall_s:
-                named = False
-            elif not named:
-                named = True
-                await self._supervisor._say(
-                    self._managed.agent,
-                    "agent.stalled",
-                    self._task.step_key,
-                    kind="silent",
-                    silent_s=round(quiet_s, 1),
-                )
-            if quiet_s >= silence.end_s:
-                raise AgentStalled(f"{self._managed.agent.id} showed no sign of life for {quiet_s:.0f} s and was ended")
+    def _may_go(self, member: _Member) -> bool:
+        """Between two turns, and another process can go on with its session."""
+        resumable = member.client is not None and member.client.pid is not None and member.client.resumable is not None
+        return resumable and member.life.state is AgentState.READY and not member.lock.locked()
 
-    def _redacted(self, text: str) -> str:
-        return self._supervisor._redact(text)
+    async def _let_go(self, member: _Member, why: str) -> None:
+        assert member.client is not None
+        session = member.client.resumable
+        await self._end(member, f"{why}; its session is kept")
+        if session is not None:
+            self._sessions[member.id] = session
+
+
+def _refuse_while_parked(member: _Member) -> None:
+    """Raise ProviderLimited until the time has come."""
+    agent = member.life.agent
+    if not member.woken.is_set() and (agent.until or 0.0) > time.time():
+        raise ProviderLimited(agent.reason or "it is parked", agent.until)
+
+
+def _how_it_ended(client: AgentClient) -> str:
+    code = client.vitals().exit_code
+    how = "it cannot take another turn" if code is None else f"its process had ended by itself (exit code {code})"
+    words = client.vitals().words
+    return f"{how}; its last words: {words}" if words else how
+
+
+def _question(member: _Member, kind: str, text: str) -> Question:
+    agent = member.life.agent
+    return Question(id=new_id(), execution=agent.execution or "", step_key="", asker=agent.id, kind=kind, text=text)

@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from parallax.agents.supervisor import AgentSupervisor, Ask
-from parallax.errors import AgentError, AgentUnavailable, ProviderLimited, UsageError
+from parallax.agents.supervisor import AgentSupervisor
+from parallax.agents.turn import Ask
+from parallax.errors import AgentError, AgentUnavailable, HelpNeeded, ProviderLimited, UsageError
 from parallax.execution.budget import Meter
 from parallax.execution.journal import Journal
 from parallax.execution.resilience import RetryPolicy
@@ -125,27 +126,42 @@ class AgentProxy:
     ) -> TaskResult:
         """One turn, tried again where that makes sense; `reset` puts the workspace back before another try.
 
-        Raises AgentError when it was tried often enough.
+        A parked agent and one that a person has to help hold no place while they wait, and use up no attempt: they go
+        on with their session where the CLI can. Raises AgentError when it was tried often enough.
         """
         policy = self._retry if retries is None else replace(self._retry, retries=retries)
-        attempt = 0
+        attempt = parks = 0
         while True:
-            attempt += 1
             try:
                 async with self._places, slot.turn:
                     return await self._turn(slot, task, tree, ask, preset)
+            except ProviderLimited as error:
+                parks += 1
+                if not policy.parks(error, parks):
+                    await self._supervisor.give_up(slot.agent_id, str(error))
+                    raise
+                await self._supervisor.rest(slot.agent_id)
+            except HelpNeeded as error:
+                if not await self._supervisor.help(slot.agent_id, task, error, ask):
+                    raise
             except AgentError as error:
+                attempt += 1
                 wait_s = policy.wait_s(error, attempt)
                 if wait_s is None:
                     raise
                 await self._tell_retry(slot, task, error, attempt, wait_s)
                 await asyncio.sleep(wait_s)
+            if not self._supervisor.goes_on(slot.agent_id):
                 await reset()
 
     async def consult(self, slot: Slot, task: Task, tree: Path, ask: Ask, *, preset: str) -> TaskResult:
         """A short turn within somebody else's, such as a colleague's question: it takes no place of its own."""
         async with slot.turn:
-            return await self._turn(slot, task, tree, ask, preset)
+            try:
+                return await self._turn(slot, task, tree, ask, preset)
+            except AgentError as error:  # whoever asked goes to the next colleague rather than wait for this one
+                await self._supervisor.give_up(slot.agent_id, str(error))
+                raise
 
     async def _turn(self, slot: Slot, task: Task, tree: Path, ask: Ask, preset: str) -> TaskResult:
         session = AgentSession(
@@ -170,20 +186,15 @@ class AgentProxy:
             return turn.counted(await self._supervisor.turn(slot.agent_id, task, ask))
 
     async def _tell_retry(self, slot: Slot, task: Task, error: AgentError, attempt: int, wait_s: float) -> None:
-        event = self._journal.event
-        told = [
-            event(
-                "step.retrying",
-                step_key=task.step_key,
-                agent_id=slot.agent_id,
-                attempt=attempt + 1,
-                critique=str(error),
-                next_s=round(wait_s, 2),
-            )
-        ]
-        if isinstance(error, ProviderLimited):
-            told.append(event("agent.parked", agent_id=slot.agent_id, until=error.resets_at, cause=str(error)))
-        await self._journal.tell(*told)
+        event = self._journal.event(
+            "step.retrying",
+            step_key=task.step_key,
+            agent_id=slot.agent_id,
+            attempt=attempt + 1,
+            critique=str(error),
+            next_s=round(wait_s, 2),
+        )
+        await self._journal.tell(event)
 
 
 def role_of(chart: OrgChart, target: object) -> tuple[Role, int | None]:

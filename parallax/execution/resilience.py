@@ -1,33 +1,39 @@
 """One retry layer, and how long it waits. (The circuit breaker and the rate limiter join it in this room.)
 
 Called by `agent_proxy` around a turn. Only errors that say `.retryable` are tried again, with exponential backoff and
-full jitter, so that agents which failed together do not come back together.
+full jitter, so that agents which failed together do not come back together. A provider's limit is no failure: the agent
+is parked, and the attempt goes on afterwards.
 """
 
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import dataclass
-from typing import Final
 
 from parallax.errors import ParallaxError, ProviderLimited
-
-LONGEST_PARK_S: Final = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """`retries` further attempts; the wait before attempt n is uniform in [0, min(cap, first * 2^(n-1))] seconds."""
+    """`retries` further attempts; the wait before attempt n is uniform in [0, min(cap, first * 2^(n-1))] seconds.
+
+    `blind_parks`: how often in one turn an agent is parked because of a limit whose end nobody names. With the
+    supervisor's doubling that is an hour and three quarters; one with a known end is waited for however often it comes.
+    `auto_resume` off: a limit ends the turn instead.
+    """
 
     retries: int = 2
     first_s: float = 1.0
     cap_s: float = 60.0
+    blind_parks: int = 12
+    auto_resume: bool = True
+
+    def parks(self, error: ProviderLimited, times: int) -> bool:
+        """Whether a turn that met a limit for the n-th time waits until it is over."""
+        return self.auto_resume and (error.resets_at is not None or times <= self.blind_parks)
 
     def wait_s(self, error: ParallaxError, attempt: int) -> float | None:
         """Seconds to wait before another attempt after `attempt` (from 1) failed; None: do not try again."""
         if not error.retryable or attempt > self.retries:
             return None
-        if isinstance(error, ProviderLimited) and error.resets_at is not None:
-            return min(LONGEST_PARK_S, max(0.0, error.resets_at - time.time()))
         return random.uniform(0.0, min(self.cap_s, self.first_s * 2 ** (attempt - 1)))  # noqa: S311 - jitter

@@ -16,7 +16,7 @@ from typing import Final
 import orjson
 
 from parallax.agents.clients.report import read_report
-from parallax.agents.supervisor import Ask
+from parallax.agents.turn import Ask
 from parallax.errors import AgentStalled
 from parallax.execution import prompts
 from parallax.execution.agent_proxy import Slot
@@ -103,10 +103,9 @@ class Turns:
     async def ask(self, question: Question, asker_role: str, about: str | None) -> Answered:
         """Route a question through the team, then to a person."""
         course = self._course
-        colleagues = [
-            (name, partial(self._consult, course.chart.roles[name], about))
-            for name in routed_to(question, asker_role, course.chart)
-        ]
+        # Help is for a person: no colleague can log an agent in, or answer a dialogue on a terminal.
+        routed = () if question.kind == "help" else routed_to(question, asker_role, course.chart)
+        colleagues = [(name, partial(self._consult, course.chart.roles[name], about)) for name in routed]
         return await course.desk.ask(question, course.journal, colleagues)
 
     async def _consult(self, role: Role, about: str | None, question: Question) -> str:

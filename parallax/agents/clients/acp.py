@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, Final, TypeVar, cast
 
 from acp import PROTOCOL_VERSION, RequestError, connect_to_agent, text_block
@@ -37,13 +37,13 @@ from pydantic import ValidationError
 
 from parallax._version import __version__
 from parallax.agents.clients import acp_shapes as shapes
-from parallax.agents.clients.common import GRACE_S, MESSAGE_LIMIT, START_S, HasMeta, Pulse, prepare_home
+from parallax.agents.clients.common import GRACE_S, MESSAGE_LIMIT, START_S, HasMeta, Pulse, cpu_s, prepare_home
 from parallax.agents.clients.failures import AUTH_REQUIRED, failure, hidden_in
-from parallax.agents.clients.report import read_report
+from parallax.agents.clients.report import has_marks, read_report
 from parallax.agents.clients.wire import CHUNK, FrameTransport, Tail
-from parallax.errors import AgentCrashed, AgentError, AgentStalled, ProtocolViolation, ProviderLimited
+from parallax.errors import AgentCrashed, AgentError, AgentStalled, EmptyTurn, ProtocolViolation, ProviderLimited
 from parallax.models import Progress, Question, Task, TaskResult, Usage, new_id
-from parallax.ports import TOOLS_NAME, AgentCLI, AgentProcess, AgentRuntime, AgentSession, ToolsDoor
+from parallax.ports import TOOLS_NAME, AgentCLI, AgentProcess, AgentRuntime, AgentSession, ToolsDoor, Vitals
 
 WAITING: Final = 1_000  # shown items that wait for the reader of a turn before the agent is read no further
 JOINED: Final = 8_192  # characters up to which streamed pieces of text are joined while they wait
@@ -271,14 +271,14 @@ class AcpClient:
 
     # --- turns --------------------------------------------------------------------------------------------------------
 
-    async def turn(self, task: Task) -> AsyncIterator[Progress | Question | TaskResult]:
+    async def turn(self, task: Task) -> AsyncGenerator[Progress | Question | TaskResult, None]:
         """One turn; the last item is the TaskResult."""
         if self._turn is not None:
             raise RuntimeError("an agent does one turn at a time")
         if not self.alive:
             raise self._unfit or await self._death("before its turn")
         turn = self._turn = _Turn(task)
-        self._pulse.begin(self._process)
+        self._pulse.heard()
         prompt = asyncio.create_task(self._prompt(task), name=f"turn of {self._session.agent_id}")
         prompt.add_done_callback(lambda _: turn.wake())
         try:
@@ -324,7 +324,7 @@ class AcpClient:
             if tokens is None and not turn.tools:
                 raise failure(turn.message)
         if stop == "end_turn" and silent:
-            raise ProtocolViolation("The agent ended its turn without a word or a deed")
+            raise EmptyTurn("The agent ended its turn without a word or a deed")
         report = read_report(turn.message, turn.task.schema if stop == "end_turn" else None)
         spent = 0 if turn.cost is None else max(0, turn.cost - self._cost)
         self._cost = self._cost if turn.cost is None else turn.cost
@@ -414,9 +414,33 @@ class AcpClient:
         running = self._session_id is not None and self._exit is not None and not self._exit.done()
         return running and not self._closed and self._unfit is None
 
-    def last_heard_s(self) -> float:
-        """Seconds since output, or since the process tree used the processor."""
-        return self._pulse.silent_s(self._process)
+    @property
+    def resumable(self) -> str | None:
+        """The session's id, where the CLI can go on with it in another process."""
+        return self._session_id if self._cli.quirks.resume != "none" else None
+
+    def vitals(self) -> Vitals:
+        """What is seen of the agent now."""
+        ended = self._exit is not None and self._exit.done() and not self._exit.cancelled()
+        return self._pulse.vitals(
+            self._last_words,
+            claimed=self._turn is not None and has_marks(self._turn.message),
+            exit_code=self._exit.result() if self._exit is not None and ended else None,
+        )
+
+    def cpu_s(self) -> float:
+        """Processor time of its process tree."""
+        return cpu_s(self._process)
+
+    def claim(self) -> TaskResult | None:
+        """The result of a turn whose last message is a whole report, as if the agent had ended it."""
+        turn = self._turn
+        if turn is None or not has_marks(turn.message):
+            return None
+        try:
+            return self._result(turn, PromptResponse(stop_reason="end_turn"))
+        except AgentError:
+            return None
 
     @property
     def pid(self) -> int | None:

@@ -1,4 +1,4 @@
-"""What every client does: prepare the agent's private home, and remember the last sign of life."""
+"""What every client does: prepare the agent's private home, and say what it sees of its agent."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
+from parallax.agents.clients.wire import Tail
 from parallax.errors import LoginNeeded
-from parallax.ports import AgentCLI, AgentSession
+from parallax.ports import AgentCLI, AgentSession, Vitals
 
 START_S: Final = 60.0
 GRACE_S: Final = 10.0
-LIVELY: Final = 0.05  # share of a processor that counts as work; an idle JavaScript program uses less
+SAME_READ_S: Final = 0.05  # what came so close together came at once
 MESSAGE_LIMIT: Final = 1_048_576  # characters of a message that are kept: its end, where the report is
 
 
@@ -46,31 +47,30 @@ class HasMeta(Protocol):
 
 
 class Pulse:
-    """Remembers the last sign of life: output heard, or processor time used by the process tree."""
+    """Remembers the last output."""
 
     def __init__(self) -> None:
-        self._last = self._looked = time.monotonic()
-        self._cpu_s = 0.0
-
-    def heard(self) -> None:
-        """Something came."""
         self._last = time.monotonic()
 
-    def begin(self, process: object) -> None:
-        """A turn begins: what was before it does not count."""
-        self._last = self._looked = time.monotonic()
-        if isinstance(process, HasCpu):
-            self._cpu_s = process.cpu_s()
+    def heard(self) -> None:
+        """Something came, or a turn begins: what was before does not count."""
+        self._last = time.monotonic()
 
-    def silent_s(self, process: object) -> float:
-        """Seconds since the last sign; looks at the processor time at most twice a second."""
-        now = time.monotonic()
-        if isinstance(process, HasCpu) and now - self._looked >= 0.5:
-            used = process.cpu_s()
-            if used - self._cpu_s >= LIVELY * (now - self._looked):
-                self._last = now
-            self._looked, self._cpu_s = now, used
-        return now - self._last
+    def vitals(self, words: Tail, *, claimed: bool = False, final: bool = False, exit_code: int | None) -> Vitals:
+        """What the port wants to know. Words count while they are the last thing that came."""
+        fresh = words.added_at >= self._last - SAME_READ_S
+        return Vitals(
+            output_s=time.monotonic() - self._last,
+            words=words.lines(3) if fresh else "",
+            claimed=claimed,
+            final=final,
+            exit_code=exit_code,
+        )
+
+
+def cpu_s(process: object) -> float:
+    """Processor time of a process tree, 0 where it cannot be seen."""
+    return process.cpu_s() if isinstance(process, HasCpu) else 0.0
 
 
 def prepare_home(cli: AgentCLI, session: AgentSession) -> None:

@@ -10,17 +10,17 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from typing import Final
 
-from parallax.agents.clients.common import GRACE_S, MESSAGE_LIMIT, Pulse, prepare_home
+from parallax.agents.clients.common import GRACE_S, MESSAGE_LIMIT, Pulse, cpu_s, prepare_home
 from parallax.agents.clients.failures import failure
 from parallax.agents.clients.report import read_report
 from parallax.agents.clients.wire import CHUNK, Lines, Tail
-from parallax.errors import AgentCrashed, AgentError, ProtocolViolation
+from parallax.errors import AgentCrashed, AgentError, EmptyTurn, ProtocolViolation
 from parallax.models import Progress, Question, Task, TaskResult
-from parallax.ports import AgentCLI, AgentProcess, AgentRuntime, AgentSession
+from parallax.ports import AgentCLI, AgentProcess, AgentRuntime, AgentSession, Vitals
 
 LINE_LIMIT: Final = 50 * 1024 * 1024
 CANCEL_GRACE_S: Final = 2.0
@@ -44,6 +44,9 @@ class HeadlessClient:
         self._program = program
         self._grace_s = grace_s
         self._process: AgentProcess | None = None
+        self._reading: _Reading | None = None
+        self._task: Task | None = None
+        self._started = 0.0
         self._pulse = Pulse()
         self._cancelled = False
         self._closed = False
@@ -53,19 +56,19 @@ class HeadlessClient:
         prepare_home(self._cli, self._session)
         return self._session.cli_session
 
-    async def turn(self, task: Task) -> AsyncIterator[Progress | Question | TaskResult]:
+    async def turn(self, task: Task) -> AsyncGenerator[Progress | Question | TaskResult, None]:
         """One turn in a process of its own."""
         if self._process is not None:
             raise RuntimeError("an agent does one turn at a time")
         if self._closed:
             raise AgentCrashed("The agent was stopped")
         self._cancelled = False
-        started = time.monotonic()
+        self._task, self._started = task, time.monotonic()
         arguments, data = self._cli.prompt(task)
         spec = self._cli.launch(self._session, self._program)
         process = self._process = await self._runtime.start(replace(spec, argv=(*spec.argv, *arguments)))
-        self._pulse.begin(process)
-        reading = _Reading(self._cli, process, self._pulse)
+        self._pulse.heard()
+        reading = self._reading = _Reading(self._cli, process, self._pulse)
         helpers = [asyncio.create_task(reading.errors()), asyncio.create_task(_feed(process, data))]
         try:
             async for item in reading.items():
@@ -78,13 +81,13 @@ class HeadlessClient:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
             self._process = None
-        yield self._finished(task, reading, code, time.monotonic() - started)
+        yield self._finished(task, reading, code, time.monotonic() - self._started)
 
     async def _ended(self, process: AgentProcess, reading: _Reading) -> int | None:
         """The exit code; None for a process that gave its result and then did not leave: the result counts."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._grace_s):
-                code = await process.wait()
+                code = reading.exit_code = await process.wait()
                 await reading.errors_read.wait()
                 return code
         return None
@@ -106,7 +109,7 @@ class HeadlessClient:
             raise self._death(reading, code)
         message = (result.message or reading.message)[-MESSAGE_LIMIT:]
         if result.stop == "end_turn" and not message.strip() and not reading.tools:
-            raise ProtocolViolation("The agent ended its turn without a word or a deed")
+            raise EmptyTurn("The agent ended its turn without a word or a deed")
         report = read_report(message, task.schema if result.stop == "end_turn" else None)
         return replace(
             result,
@@ -156,9 +159,31 @@ class HeadlessClient:
         """Whether another turn can be asked of it: always, until it is closed."""
         return not self._closed
 
-    def last_heard_s(self) -> float:
-        """Seconds since output, or since the process tree used the processor."""
-        return self._pulse.silent_s(self._process)
+    @property
+    def resumable(self) -> str | None:
+        """The session's id, once the CLI has named it: every turn is a process that goes on with it."""
+        return self._session.cli_session
+
+    def vitals(self) -> Vitals:
+        """What is seen of the agent now."""
+        reading = self._reading
+        if reading is None:
+            return self._pulse.vitals(Tail(), exit_code=None)
+        done = reading.result is not None
+        return self._pulse.vitals(reading.last_words, claimed=done, final=done, exit_code=reading.exit_code)
+
+    def cpu_s(self) -> float:
+        """Processor time of its process tree."""
+        return cpu_s(self._process)
+
+    def claim(self) -> TaskResult | None:
+        """The result that the running process has given and not left after."""
+        if self._task is None or self._reading is None or self._reading.result is None:
+            return None
+        try:
+            return self._finished(self._task, self._reading, None, time.monotonic() - self._started)
+        except AgentError:
+            return None
 
     @property
     def pid(self) -> int | None:
@@ -178,6 +203,7 @@ class _Reading:
         self.session: str | None = None
         self.message = ""
         self.tools = 0
+        self.exit_code: int | None = None
         self.last_words = Tail()
         self.errors_read = asyncio.Event()
         self._titles: dict[object, str] = {}
@@ -218,6 +244,7 @@ class _Reading:
                 return None
             case "output" if self._cli.quirks.protocol == "text":
                 self.message = (self.message + item.text)[-MESSAGE_LIMIT:]
+                self.last_words.add(line[:200] + b"\n")  # a prompt for a terminal looks like any other text
             case "output":
                 self.message = item.text
             case "tool":

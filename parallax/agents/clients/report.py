@@ -39,6 +39,11 @@ def read_report(text: str, schema: Json = None) -> Report:
     return Report(_value(plain, schema), confidence, verdict)
 
 
+def has_marks(text: str) -> bool:
+    """Whether a text has the line that every report is asked to end with."""
+    return _MARKER.search(text) is not None
+
+
 def _value(plain: str, schema: Json) -> Json:
     block = _last_block(plain)
     if block is None:

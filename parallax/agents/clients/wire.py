@@ -9,6 +9,7 @@ straight to the turn in order, without a model and a task for each.
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -59,9 +60,11 @@ class Tail:
     def __init__(self, limit: int = 8_192) -> None:
         self._limit = limit
         self._bytes = bytearray()
+        self.added_at = 0.0  # time.monotonic
 
     def add(self, data: bytes) -> None:
         """Keep the end of all that came."""
+        self.added_at = time.monotonic()
         self._bytes += data[-self._limit :]
         del self._bytes[: -self._limit]
 
