@@ -143,6 +143,7 @@ class Parallax:
             free_memory=lambda: psutil.virtual_memory().available,
         )
         stack.push_async_callback(self.supervisor.close)
+        gateway.limits = self.supervisor.park
         self.desk = QuestionDesk(self.store)
         runtimes = RuntimeManager(settings.max_executions)
         self.engine = await stack.enter_async_context(self._engine(runtimes))

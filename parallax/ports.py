@@ -199,18 +199,6 @@ class Doors(Protocol):
         ...
 
 
-class Limits(Protocol):
-    """Who hears of a provider's limit: the supervisor, told by the gateway."""
-
-    async def park(self, agent_id: str, until: float, cause: str) -> None:
-        """The agent can use no model before `until` (a unix time); unknown agents are no error.
-
-        A running turn is ended for it, and goes on with its session where the CLI can; so this is for limits that
-        last longer than a CLI waits by itself.
-        """
-        ...
-
-
 class AgentProcess(Protocol):
     """A running process with separate byte streams."""
 

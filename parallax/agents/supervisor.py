@@ -315,10 +315,14 @@ class AgentSupervisor:
             return max(resets_at, now + min(lodging.park_cap_s, 2.0**member.parks - 1))
         return now + min(lodging.park_cap_s, lodging.park_s * 2.0**member.parks)
 
-    async def park(self, agent_id: str, until: float, cause: str) -> None:
-        """See `ports.Limits`. A limit that is over before a stall would be named is the CLI's own affair."""
+    async def park(self, agent_id: str, until: float | None, cause: str) -> None:
+        """The agent can use no model before `until` (a unix time): the gateway's `limits`. Unknown agents are no error.
+
+        A running turn ends for it and goes on afterwards, with its session where the CLI can. Without a known end it is
+        left to the CLI, which tries again: when that gets nowhere, it is a stall.
+        """
         member = self._members.get(agent_id)
-        if member is None or member.leaving() or until - time.time() < self._silence.stall_s:
+        if member is None or member.leaving() or until is None:
             return
         if member.turn is not None:
             member.turn.interrupt(ProviderLimited(cause, until))

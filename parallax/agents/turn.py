@@ -110,7 +110,8 @@ class Turn:
         except AgentError as error:
             await self._flush()
             stall = detect(self._watch.look(error=error))
-            if stall is None:
+            ours = self._life.state not in {AgentState.BUSY, AgentState.ASKING}  # it is being stopped
+            if stall is None or ours:
                 raise
             await self._name(stall)
             named = stall.error(self._life.agent.id)

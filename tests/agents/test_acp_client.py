@@ -27,6 +27,7 @@ from parallax.errors import (
     AgentError,
     AgentStalled,
     AgentUnavailable,
+    EmptyTurn,
     LoginNeeded,
     ProtocolViolation,
     ProviderLimited,
@@ -220,7 +221,7 @@ async def test_an_agent_that_does_not_start_is_named(
         ({"fail": {"message": "Authentication required", "code": -32000}}, LoginNeeded, "not logged in"),
         ({"fail": {"message": "Please run /login"}}, LoginNeeded, "/login"),
         ({"fail": {"message": "API Error: 500"}}, AgentError, "with an error: API Error: 500"),
-        ({"wait": 0}, ProtocolViolation, "without a word or a deed"),
+        ({"wait": 0}, EmptyTurn, "without a word or a deed"),
         ({"answer": {"value": "x", "confidence": 7}}, ProtocolViolation, "confidence '7'"),
     ],
 )

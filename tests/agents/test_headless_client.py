@@ -19,7 +19,7 @@ from parallax.agents.clients.headless import HeadlessClient
 from parallax.agents.clis.claude import ClaudeHeadless
 from parallax.agents.clis.codex import CodexHeadless
 from parallax.agents.runtimes.local import LocalRuntime
-from parallax.errors import AgentCrashed, AgentError, LoginNeeded, ProtocolViolation, ProviderLimited
+from parallax.errors import AgentCrashed, AgentError, EmptyTurn, LoginNeeded, ProtocolViolation, ProviderLimited
 from parallax.models import LaunchSpec, Progress, Task, TaskResult
 from parallax.ports import AgentCLI, AgentSession, ModelDoor, Quirks
 from parallax.redaction import Secret
@@ -150,7 +150,7 @@ async def test_other_ends_are_told_apart(replay: Replay, changes: Any, stop: str
             'without a result; its last words: banner\n{"ty',
         ),
         ([], 1, "Error: not logged in", LoginNeeded, "not logged in"),
-        ([RESULT | {"result": ""}], 0, "", ProtocolViolation, "without a word or a deed"),
+        ([RESULT | {"result": ""}], 0, "", EmptyTurn, "without a word or a deed"),
         ([RESULT | {"result": "CONFIDENCE: 2"}], 0, "", ProtocolViolation, "confidence"),
     ],
 )
