@@ -9,7 +9,8 @@ A script maps roles to rules. A rule has `when` (texts that must all occur in th
 prompt wins. A rule sees nothing but the prompt, because agents are killed and started again in mid-work.
 
 Environment: PARALLAX_ROLE names the role, PARALLAX_LEDGER a file that gets one line at the start and the end of each
-turn, which is how a test counts the turns without believing Parallax.
+turn, which is how a test counts the turns without believing Parallax. PARALLAX_MODEL_URL and _TOKEN are the door that
+`model` asks: with it a script is quiet and alive, or quiet and refused, as real agents are.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ ACTIONS: Final[dict[str, tuple[tuple[type, ...], tuple[str, ...]]]] = {
     "think": ((str,), ()),
     "edit": ((dict,), ("path!", "content", "replace", "with", "append")),
     "run": ((list,), ()),
+    "begin": ((dict,), ("title!", "kind")),  # a tool call that never comes back
+    "model": ((dict,), ("seconds", "retry")),  # ask the model, for so long; with retry: after each refusal, so soon
     "permission": ((dict,), ("title!", "kind", "denied")),
     "ask": ((dict,), ("text!", "options", "topic", "save")),
     "tool": ((dict,), ("name!", "arguments", "save")),  # call a team tool over MCP
@@ -47,6 +50,7 @@ ACTIONS: Final[dict[str, tuple[tuple[type, ...], tuple[str, ...]]]] = {
     "crash": ((int,), ()),
     "kill": ((bool,), ()),
     "garbage": ((str, dict), ("text", "hex", "newline")),
+    "close": ((bool,), ()),  # close standard output, and live on
     "daemon": ((int, float), ()),  # leave a process behind that lives on for so many seconds in a session of its own
     "fail": ((dict,), ("message!", "code", "kind")),  # answer the prompt with a JSON-RPC error
     "stop": ((str,), ()),
@@ -473,6 +477,19 @@ class Turn:
         status = "completed" if child.returncode == 0 else "failed"
         self._tool_done(tool, status, output[-20_000:], exit_code=child.returncode)
 
+    def begin(self, call: dict[str, Any]) -> None:
+        self._tool(call["title"], call.get("kind", "other"), {})
+
+    def model(self, how: dict[str, Any]) -> None:
+        end = time.monotonic() + how.get("seconds", 0)
+        while not self.wire.cancelled.is_set():
+            self.saved["model"] = _ask_model()
+            if self.saved["model"] != "200" and how.get("retry") is not None:
+                self.wait(how["retry"])
+            elif self.saved["model"] != "200" or time.monotonic() >= end:
+                return
+        raise _Cancelled
+
     def permission(self, permission: dict[str, Any]) -> None:
         self.tools += 1
         call = {
@@ -589,6 +606,11 @@ class Turn:
         data = bytes.fromhex(garbage["hex"]) if "hex" in garbage else str(garbage.get("text", "")).encode()
         self.wire.raw(data + (b"\n" if garbage.get("newline", True) else b""))
 
+    def close(self, really: bool) -> None:
+        if really:
+            os.close(1)
+            time.sleep(3600)
+
     def daemon(self, seconds: float) -> None:
         import subprocess
 
@@ -625,6 +647,29 @@ class Turn:
         content = [{"type": "content", "content": {"type": "text", "text": text}}]
         raw = {} if exit_code is None else {"rawOutput": {"exitCode": exit_code, "output": text}}
         self.update("tool_call_update", toolCallId=tool, status=status, content=content, **raw)
+
+
+def _ask_model() -> str:
+    """One streamed call to the model behind the session's door, read to its end and to nobody; its status."""
+    import http.client
+
+    scheme, _, rest = os.environ["PARALLAX_MODEL_URL"].partition("://")
+    host, _, path = rest.partition("/")
+    if scheme != "http":
+        raise ValueError(f"no http address: {scheme}")
+    body = {"model": "scripted", "max_tokens": 100, "stream": True, "messages": [{"role": "user", "content": "go"}]}
+    headers = {
+        "x-api-key": os.environ["PARALLAX_MODEL_TOKEN"], "anthropic-version": "2023-06-01",
+        "Content-Type": "application/json",
+    }  # fmt: skip
+    connection = http.client.HTTPConnection(host)
+    try:
+        connection.request("POST", f"/{path}/v1/messages", json.dumps(body).encode(), headers)
+        answer = connection.getresponse()
+        answer.read()
+        return str(answer.status)
+    finally:
+        connection.close()
 
 
 def _pieces(text: str, size: int = CHUNK) -> Iterator[str]:

@@ -27,11 +27,16 @@ class ScriptedCLI(AcpDialect):
 
         -P keeps the agent's directory off Python's path: a `json.py` in the user's repository is not the agent's.
         """
-        ledger = {} if self.ledger is None else {"PARALLAX_LEDGER": str(self.ledger)}
+        more = {} if self.ledger is None else {"PARALLAX_LEDGER": str(self.ledger)}
+        secrets = {}
+        if (door := session.model_door) is not None:
+            more["PARALLAX_MODEL_URL"] = f"{door.url}/model/anthropic"
+            secrets["PARALLAX_MODEL_TOKEN"] = door.token
         return LaunchSpec(
             argv=(program, "-P", str(AGENT), "--script", str(self.script)),
             cwd=session.tree,
-            env=base_env(session, **ledger),
+            env=base_env(session, **more),
+            secrets=secrets,
             home=session.home,
             readable=(AGENT, self.script),
             network="none",
