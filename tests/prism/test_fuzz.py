@@ -19,7 +19,7 @@ LIMITS = Limits(nodes=20_000)
 
 
 def try_one(source: str, note: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()  # what the program costs, however busy the machine is
     try:
         tree = parse(source)
     except PrismError as error:
@@ -32,7 +32,7 @@ def try_one(source: str, note: str) -> None:
             assert error.amount > error.limit, note
         except PrismError as error:
             assert error.message, note
-    assert time.monotonic() - started < 5, f"{note}: too slow: {source!r}"
+    assert time.process_time() - started < 5, f"{note}: too slow: {source!r}"
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
