@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import urllib.parse
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -125,6 +125,16 @@ class Client:
         headers = {"Idempotency-Key": key}
         path = f"/api/executions/{_quoted(execution_id)}/fork"
         return await self._json("POST", path, json=dict(body), headers=headers)
+
+    async def usage(
+        self, *, by: Sequence[str] = (), execution: str | None = None, days: int = 30
+    ) -> list[dict[str, Any]]:
+        """What was spent, summed up."""
+        params: dict[str, Any] = {"by": list(by), "days": days} | (
+            {} if execution is None else {"execution": execution}
+        )
+        found: list[dict[str, Any]] = (await self._json("GET", "/api/usage", params=params))["usage"]
+        return found
 
     async def cancel(self, execution_id: str) -> dict[str, Any]:
         """Cancel an execution."""

@@ -94,10 +94,12 @@ def print_commands(console: Console, *commands: tuple[str, str]) -> None:
 
 
 def _money(usage: dict[str, Any]) -> str:
-    tokens = usage["input_tokens"] + usage["output_tokens"]
+    kinds = ("input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens")
+    tokens = sum(usage.get(kind, 0) for kind in kinds)
     if not tokens and not usage["cost"]:
         return ""
-    return f", {tokens:,} tokens" + (f", ${usage['cost'] / 1e6:.2f}" if usage["cost"] else "")
+    told = {"estimated": " estimated in part", "reported": " as agents report"}.get(usage["priced"], "")
+    return f", {tokens:,} tokens" + (f", ${usage['cost'] / 1e6:.2f}{told}" if usage["cost"] else "")
 
 
 def exit_code(state: str) -> int:

@@ -39,7 +39,7 @@ def executions(
         console = out()
         print_table(console, COLUMNS, [line_of(execution, brief=console.is_terminal) for execution in found])
 
-    _with_client(work)
+    with_client(work)
 
 
 def show(
@@ -71,7 +71,7 @@ def show(
         else:
             _print_execution(out(), shown, why=why)
 
-    _with_client(work)
+    with_client(work)
 
 
 def _print_execution(console: Any, execution: dict[str, Any], *, why: bool) -> None:
@@ -157,7 +157,7 @@ def logs(
         if as_json:
             print_json({"logs": collected})
 
-    _with_client(work, run=follow)
+    with_client(work, run=follow)
 
 
 def diff(
@@ -181,7 +181,7 @@ def diff(
         else:
             sys.stdout.write(text)
 
-    _with_client(work)
+    with_client(work)
 
 
 def land(
@@ -222,7 +222,7 @@ def land(
         else:
             out().print(_landed(landed))
 
-    _with_client(work)
+    with_client(work)
 
 
 def _landed(landed: dict[str, Any]) -> str:
@@ -238,7 +238,9 @@ def _landed(landed: dict[str, Any]) -> str:
             return f"landed: {landed['branch']} is at {commit} now{merged}, {files} changed"
 
 
-def _with_client(work: Any, *, run: bool = False) -> None:
+def with_client(work: Any, *, run: bool = False) -> None:
+    """Run a command's work with a client of the server that there is, or of one of its own."""
+
     async def main() -> None:
         from parallax.cli.connection import connect
         from parallax.config import load

@@ -34,8 +34,7 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     for number, (name, rest) in enumerate(lines):
         label = "  steps   " if number == 0 else " " * 10
         print_line(console, styled((label, "dim"), (name.ljust(width), "bold"), "  ").append_text(rest))
-    budget = plan.get("budget")
-    money = f"at most ${budget / 1e6:.2f}" if budget else "no limit on money (--budget sets one)"
+    money = _limits(plan)
     agents = f"at most {plan['agents_at_most']} agent{'s' * (plan['agents_at_most'] != 1)}"
     print_line(console, styled(("  bounds  ", "dim"), f"{agents}, each turn at most 2 h, {money}"), whole=True)
     if repo is not None and repo["dirty"]:
@@ -45,6 +44,14 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         print_line(console, styled(("  notice  ", "yellow"), f"{paths} {be} {told}"), whole=True)
     for warning in plan["warnings"]:
         print_line(console, styled(("  notice  ", "yellow"), warning), whole=True)
+
+
+def _limits(plan: dict[str, Any]) -> str:
+    """What the run may use, as it was asked for."""
+    money, time_s = plan.get("budget"), plan.get("budget_time_s")
+    limits = [f"at most ${money / 1e6:.2f}" if money else "no limit on money (--budget sets one)"]
+    limits += [f"{plan[f'budget_{kind}']:,} {kind}" for kind in ("tokens", "turns") if plan.get(f"budget_{kind}")]
+    return ", ".join([*limits, f"{time_s / 60:.0f} min"] if time_s else limits)
 
 
 def _team(plan: dict[str, Any]) -> str:

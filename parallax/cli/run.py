@@ -45,6 +45,12 @@ def run(
     base: Annotated[str | None, typer.Option(help="Start from this branch or commit instead of HEAD.")] = None,
     with_changes: Annotated[bool, typer.Option("--with-changes", help="Take uncommitted changes along.")] = False,
     budget: Annotated[float | None, typer.Option(help="At most so many dollars.")] = None,
+    budget_tokens: Annotated[int | None, typer.Option(min=1, help="At most so many tokens, of all kinds.")] = None,
+    budget_turns: Annotated[int | None, typer.Option(min=1, help="At most so many turns of agents.")] = None,
+    budget_time: Annotated[str | None, typer.Option(metavar="TIME", help="At most so long, such as 90m or 8h.")] = None,
+    no_auto_resume: Annotated[
+        bool, typer.Option("--no-auto-resume", help="At a used-up usage window wait for you, not for its end.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Leave it to the running server and return.")] = False,
     as_json: JsonFlag = False,
@@ -54,6 +60,7 @@ def run(
     Without a running server it embeds one; Ctrl-C then stops the agents and keeps what is finished.
     """
     from parallax.cli.inputs import read_inputs
+    from parallax.cli.spent import duration_ms
 
     body: dict[str, Any] = {
         "pattern": pattern_name(pattern),
@@ -64,6 +71,10 @@ def run(
         "agent": agent,
         "model": model,
         "budget": budget,
+        "budget_tokens": budget_tokens,
+        "budget_turns": budget_turns,
+        "budget_time": None if budget_time is None else duration_ms(budget_time),
+        "auto_resume": not no_auto_resume,
     }
     raise typer.Exit(interruptible(_run(body, yes=yes, detach=detach, as_json=as_json)))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from parallax.cli.look import _with_client
+from parallax.cli.look import with_client
 from parallax.cli.options import ExecutionArg, JsonFlag
 
 AgentArg = Annotated[str, typer.Argument(help="An agent, such as engineer.1.")]
@@ -30,7 +30,7 @@ def tell(
     async def work(client: Any) -> None:
         _done(await client.tell(agent, text), as_json, f"{agent} hears it at its next turn")
 
-    _with_client(work)
+    with_client(work)
 
 
 def stop(agent: AgentArg, as_json: JsonFlag = False) -> None:
@@ -42,7 +42,7 @@ def stop(agent: AgentArg, as_json: JsonFlag = False) -> None:
     async def work(client: Any) -> None:
         _done(await client.stop(agent), as_json, f"{agent} is stopped")
 
-    _with_client(work)
+    with_client(work)
 
 
 def cancel(execution: ExecutionArg = None, as_json: JsonFlag = False) -> None:
@@ -90,7 +90,7 @@ def questions(as_json: JsonFlag = False) -> None:
             console.print(styled((question["id"], "bold"), f"  {who} asks: {cut(question['text'], 300)}"))
             console.print(styled((f"         parallax answer {question['id']} {options}", "dim")))
 
-    _with_client(work)
+    with_client(work)
 
 
 def answer(
@@ -103,7 +103,7 @@ def answer(
     async def work(client: Any) -> None:
         _done(await client.answer(question, text), as_json, f"{question} is answered")
 
-    _with_client(work)
+    with_client(work)
 
 
 def _done(value: dict[str, Any], as_json: bool, told: str) -> None:

@@ -85,6 +85,7 @@ class Submission:
     budget_tokens: int | None = None
     budget_turns: int | None = None
     budget_time_s: float | None = None
+    auto_resume: bool = True
 
     @property
     def budgets(self) -> dict[str, float | None]:
@@ -101,7 +102,8 @@ class Submission:
             "submission",
             {
                 "pattern": self.pattern, "input": dict(self.input), "repo": self.repo, "base": self.base,
-                "with_changes": self.with_changes, "agent": self.agent, "model": self.model, **self.budgets,
+                "with_changes": self.with_changes, "agent": self.agent, "model": self.model,
+                "auto_resume": self.auto_resume, **self.budgets,
             },
         )  # fmt: skip
 
@@ -292,7 +294,7 @@ class ExecutionEngine:
             created_at=time.time(),
             options={
                 "agents": prepared.agents, "agent": submission.agent, "model": submission.model,
-                "path": prepared.pattern.path, **submission.budgets,
+                "path": prepared.pattern.path, "auto_resume": submission.auto_resume, **submission.budgets,
             },
         )  # fmt: skip
         return await self.admit(execution, prepared.pattern.program, key=key, asked_hash=submission.hash)

@@ -8,7 +8,7 @@ from parallax._version import __version__
 from parallax.app import Parallax
 from parallax.server import problems
 from parallax.server.auth import LOOPBACK_HOSTS, Gate
-from parallax.server.routes import agents, executions, patterns, questions, system
+from parallax.server.routes import agents, executions, patterns, questions, system, usage
 
 
 def create_app(parallax: Parallax) -> FastAPI:
@@ -23,7 +23,7 @@ def create_app(parallax: Parallax) -> FastAPI:
     )
     app.state.parallax = parallax
     problems.install(app)
-    for module in (system, executions, patterns, questions, agents):
+    for module in (system, executions, usage, patterns, questions, agents):
         app.include_router(module.router)
     host = parallax.settings.host
     hosts = LOOPBACK_HOSTS | {f"[{host}]" if ":" in host else host}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -23,10 +24,16 @@ def execution(e: Execution, *, waiting: int = 0) -> dict[str, Any]:
         "state": str(e.state),
         "final": e.state.final,
         "agents": options.get("agents", {}),
-        "budget": options.get("budget"),
         "forked_from": options.get("forked_from"),
+        **_budgets(options),
+        "auto_resume": options.get("auto_resume", True),
         "questions_waiting": waiting,
     }
+
+
+def _budgets(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run may use: micro-dollars, tokens, turns, seconds; null without a limit."""
+    return {name: options.get(name) for name in ("budget", "budget_tokens", "budget_turns", "budget_time_s")}
 
 
 def steps(entries: list[JournalEntry]) -> list[dict[str, Any]]:
@@ -127,7 +134,7 @@ def prepared(p: Prepared) -> dict[str, Any]:
     return plan_json(p.plan) | {
         "input": p.input,
         "agents": p.agents,
-        "budget": p.submission.budget,
+        **_budgets(p.submission.budgets),
         "repository": None
         if repo is None
         else {

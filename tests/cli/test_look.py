@@ -199,3 +199,14 @@ def test_a_failed_execution_ends_with_1_and_its_reason() -> None:
         assert "work" in done.out.splitlines()[2]
         assert "engineer.1 says it is done; the check answer fails" in done.err
         assert world.inside("watch", "--json").code == 1
+
+
+def test_what_was_spent_is_summed_up_as_asked(finished: tuple[World, Done]) -> None:
+    world, run = finished
+    by_step = world.inside("spent", run.json["id"])
+    assert by_step.code == 0
+    assert by_step.out.split()[:5] == ["step", "agent", "model", "cost", "estimated"]
+    rows = world.inside("spent", "--by", "role", "--by", "day", "--json").json["usage"]
+    assert {row["role"] for row in rows} >= {"engineer"}
+    assert sum(row["turns"] for row in rows) == sum(s["turns"] for s in run.json["steps"] if s["word"] == "assign") > 0
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", row["day"]) for row in rows)

@@ -11,12 +11,12 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from parallax.server.routes import agents, executions, patterns, questions, system
+from parallax.server.routes import agents, executions, patterns, questions, system, usage
 from tests.server.conftest import Server
 
 ROUTES = [
     (method, route.path)
-    for module in (system, executions, patterns, questions, agents)
+    for module in (system, executions, usage, patterns, questions, agents)
     for route in module.router.routes
     if isinstance(route, APIRoute)
     for method in sorted(route.methods)
@@ -120,6 +120,9 @@ class TestProblems:
             ("POST", "/api/executions", {"pattern": "fix", "colour": 1}, 422, "body.colour"),
             ("POST", "/api/executions", [], 422, "body"),
             ("POST", "/api/executions", {"pattern": "fix", "budget": -1}, 422, "body.budget"),
+            ("POST", "/api/executions", {"pattern": "fix", "budget_tokens": 0}, 422, "body.budget_tokens"),
+            ("GET", "/api/usage?by=nothing", None, 422, "query.by.0"),
+            ("GET", "/api/usage?execution=nobody", None, 404, "nobody"),
             ("POST", "/api/executions", {"pattern": "fix", "input": {"goal": "g"}, "agent": "scripted"}, 422, "--repo"),
             ("POST", "/api/executions", {"pattern": "fix", "input": {"goal": "g"}, "agent": "hal"}, 422, "'hal'"),
             ("GET", "/api/executions?limit=0", None, 422, "query.limit"),

@@ -19,7 +19,7 @@ router = APIRouter(prefix="/api/executions", tags=["executions"])
 
 
 class NewExecution(BaseModel):
-    """What to run. Money in dollars, as on the command line."""
+    """What to run. Money in dollars, as on the command line; time in milliseconds."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -36,12 +36,20 @@ class NewExecution(BaseModel):
     agent: str | None = None
     model: str | None = None
     budget: float | None = Field(default=None, gt=0)
+    budget_tokens: int | None = Field(default=None, gt=0)
+    budget_turns: int | None = Field(default=None, gt=0)
+    budget_time: int | None = Field(default=None, gt=0)
+    auto_resume: bool = True
 
     def submission(self) -> Submission:
         """For the engine."""
         values = self.model_dump()
-        budget = values.pop("budget")
-        return Submission(**values, budget=None if budget is None else round(budget * 1_000_000))
+        budget, time_ms = values.pop("budget"), values.pop("budget_time")
+        return Submission(
+            **values,
+            budget=None if budget is None else round(budget * 1_000_000),
+            budget_time_s=None if time_ms is None else time_ms / 1000,
+        )
 
 
 class NewReplay(BaseModel):
