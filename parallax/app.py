@@ -23,6 +23,7 @@ from parallax.agents.gateway.prices import Prices
 from parallax.agents.gateway.providers import Account
 from parallax.agents.gateway.recording import Recorder, Replayed
 from parallax.agents.gateway.service import Gateway, GatewaySettings
+from parallax.agents.gateway.tools import ToolsEndpoint
 from parallax.agents.registries.memory import MemoryAgentRegistry
 from parallax.agents.runtimes.local import LocalRuntime
 from parallax.agents.supervisor import AgentSupervisor
@@ -38,6 +39,7 @@ from parallax.execution.housekeeping import Housekeeping, Keep
 from parallax.execution.questions import QuestionDesk
 from parallax.execution.resilience import RetryPolicy
 from parallax.execution.runtime_manager import RuntimeManager
+from parallax.execution.team_tools import TeamTools
 from parallax.models import Json
 from parallax.patterns.engine import PatternEngine
 from parallax.patterns.shipped import shipped_patterns
@@ -82,6 +84,7 @@ class Parallax:
         self.supervisor: AgentSupervisor
         self.budgets = Budgets()
         self.desk: QuestionDesk
+        self.tools: TeamTools
         self.engine: ExecutionEngine
         self.history: History
 
@@ -144,7 +147,9 @@ class Parallax:
         )
         stack.push_async_callback(self.supervisor.close)
         gateway.limits = self.supervisor.park
-        self.desk = QuestionDesk(self.store)
+        self.desk = QuestionDesk(self.store, self.bus)
+        self.tools = TeamTools(pause=self.supervisor.asking, redact=self.redact)
+        gateway.tools = ToolsEndpoint(self.tools).handle
         runtimes = RuntimeManager(settings.max_executions)
         self.engine = await stack.enter_async_context(self._engine(runtimes))
         self.history = History(
@@ -205,6 +210,7 @@ class Parallax:
             runtimes=runtimes,
             supervisor=self.supervisor,
             desk=self.desk,
+            tools=self.tools,
             workspaces=self.workspaces,
             integration=self.integration,
             checks=self.checks,

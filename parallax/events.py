@@ -58,6 +58,8 @@ EVENT_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "question.defaulted": ("id", "text", "options", "answer", "by"),
     "question.failed": ("id", "text", "options"),
     "question.withdrawn": ("id", "text", "options"),
+    "question.notified": ("id", "cause"),
+    "note.posted": ("topic", "text"),
     "workspace.provisioning": ("role", "number"),
     "workspace.ready": ("workspace", "commit"),
     "workspace.finalising": ("workspace", "branch", "commit", "files", "left_out"),

@@ -220,11 +220,15 @@ class Role:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A question from one of `sources` on one of `topics` goes to `target`. `*` stands for any role."""
+    """A question from one of `sources`, on one of `topics`, of one of `message_types`, goes to `target`.
+
+    `*` stands for any role; no topics and no types stand for all. Types are a question's kinds.
+    """
 
     sources: tuple[str, ...]
     target: str
     topics: tuple[str, ...] = ()
+    message_types: tuple[str, ...] = ()
     priority: int = 0
 
 
@@ -296,7 +300,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
-    """What an agent claims at the end of a turn. `reported` is its own confidence, if it named one."""
+    """What an agent claims at the end of a turn. `reported` is its own confidence, `verdict` that of a review.
+
+    `artifacts` are files of its workspace that it names for others.
+    """
 
     task_id: str
     attempt: int
@@ -308,6 +315,8 @@ class TaskResult:
     session_ref: str | None = None
     usage: Usage = field(default_factory=Usage)
     denied: tuple[str, ...] = ()
+    verdict: str | None = None
+    artifacts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,6 +335,7 @@ class StepResult:
     attempts: int = 1
     usage: Usage = field(default_factory=Usage)
     reported: float | None = None
+    artifacts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

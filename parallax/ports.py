@@ -147,7 +147,10 @@ class ToolAnswer:
 class TeamTools(Protocol):
     """What an agent can call while its turn runs."""
 
-    specs: Sequence[ToolSpec]
+    @property
+    def specs(self) -> Sequence[ToolSpec]:
+        """The tools, the same for every agent."""
+        ...
 
     async def call(self, agent_id: str, tool: str, arguments: Mapping[str, Json]) -> ToolAnswer:
         """One call; a mistake of the caller's is an answer that failed, never an exception."""

@@ -72,7 +72,6 @@ class _Member:
     client: AgentClient | None = None
     turn: Turn | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    inbox: list[str] = field(default_factory=list)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     ending: asyncio.Task[None] | None = None
     wanted_at: float = field(default_factory=time.time)
@@ -252,10 +251,6 @@ class AgentSupervisor:
     async def _turn(self, member: _Member, client: AgentClient, task: Task, ask: Ask) -> TaskResult:
         if member.interrupted:
             task = replace(task, text=GO_ON + task.text)
-        if member.inbox:
-            told = "\n".join(member.inbox)
-            member.inbox.clear()
-            task = replace(task, text=f"{task.text}\n\nA person adds: {told}")
         member.interrupted, member.kept = False, None
         await member.life.move(AgentState.BUSY, task=task.id)
         member.turn = Turn(
@@ -281,10 +276,6 @@ class AgentSupervisor:
             return
         async with member.turn.asking(_question(member, "question", text)):
             yield
-
-    def tell(self, agent_id: str, text: str) -> None:
-        """A person's words, delivered at the agent's next turn."""
-        self._member(agent_id).inbox.append(text)
 
     # -- what keeps an agent from working ----------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -87,9 +87,14 @@ class AgentProxy:
         return self._available(role, None)
 
     @asynccontextmanager
-    async def hold(self, role: Role, *, number: int | None = None) -> AsyncIterator[Slot]:
-        """Hold a free slot of the role (the named one, if given); waits for one, in order."""
+    async def hold(self, role: Role, *, number: int | None = None, wait: bool = True) -> AsyncIterator[Slot]:
+        """Hold a free slot of the role (the named one, if given); waits for one, in order.
+
+        With `wait` False it raises AgentUnavailable instead.
+        """
         async with self._changed:
+            if not wait and self._available(role, number) is None:
+                raise AgentUnavailable(f"no {role.name} is free now")
             await self._changed.wait_for(lambda: self._available(role, number) is not None)
             chosen = self._available(role, number)
             assert chosen is not None
@@ -122,18 +127,28 @@ class AgentProxy:
     # -- calling ---------------------------------------------------------------------------------------------------
 
     async def call(
-        self, slot: Slot, task: Task, tree: Path, ask: Ask, *, preset: str, reset: Reset, retries: int | None = None
+        self,
+        slot: Slot,
+        task: Task,
+        tree: Path,
+        ask: Ask,
+        *,
+        preset: str,
+        reset: Reset,
+        retries: int | None = None,
+        lent: bool = False,
     ) -> TaskResult:
         """One turn, tried again where that makes sense; `reset` puts the workspace back before another try.
 
         A parked agent and one that a person has to help hold no place while they wait, and use up no attempt: they go
-        on with their session where the CLI can. Raises AgentError when it was tried often enough.
+        on with their session where the CLI can. `lent`: it runs in the place of another agent that waits for it, and
+        takes none of its own. Raises AgentError when it was tried often enough.
         """
         policy = self._retry if retries is None else replace(self._retry, retries=retries)
         attempt = parks = 0
         while True:
             try:
-                async with self._places, slot.turn:
+                async with nullcontext() if lent else self._places, slot.turn:
                     return await self._turn(slot, task, tree, ask, preset)
             except ProviderLimited as error:
                 parks += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from parallax.execution.agent_proxy import AgentProxy
 from parallax.execution.budget import Meter
@@ -17,6 +17,9 @@ from parallax.workspaces.profile import Profile
 from parallax.workspaces.repository import Repository
 from parallax.workspaces.service import WorkspaceService, branch_name
 
+if TYPE_CHECKING:
+    from parallax.execution.team_tools import TeamTools
+
 STEP_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}")
 
 
@@ -28,6 +31,7 @@ class Course:
     journal: Journal
     proxy: AgentProxy
     desk: QuestionDesk
+    tools: TeamTools
     meter: Meter
     workspaces: WorkspaceService
     integration: Integration

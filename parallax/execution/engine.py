@@ -42,6 +42,7 @@ from parallax.execution.questions import QuestionDesk
 from parallax.execution.recovery import Recovery
 from parallax.execution.resilience import RetryPolicy
 from parallax.execution.runtime_manager import RuntimeManager
+from parallax.execution.team_tools import TeamTools
 from parallax.failpoints import fp
 from parallax.models import Budget, Execution, ExecutionState, Json, Usage, new_id
 from parallax.patterns.engine import Pattern, PatternEngine, check_input
@@ -141,6 +142,7 @@ class ExecutionEngine:
         runtimes: RuntimeManager,
         supervisor: AgentSupervisor,
         desk: QuestionDesk,
+        tools: TeamTools,
         workspaces: WorkspaceService,
         integration: Integration,
         checks: CheckRunner,
@@ -161,6 +163,7 @@ class ExecutionEngine:
         self._runtimes = runtimes
         self._supervisor = supervisor
         self._desk = desk
+        self._tools = tools
         self._workspaces = workspaces
         self._integration = integration
         self._checks = checks
@@ -195,6 +198,7 @@ class ExecutionEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.ready.clear()
+        self._desk.stop()
         if self._watchdog is not None:
             self._watchdog.cancel()
         stopped = [execution_id for execution_id, running in self._running.items() if running.journal is not None]
@@ -405,6 +409,14 @@ class ExecutionEngine:
             self._begin(released)
         return released
 
+    async def tell(self, execution_id: str, agent_id: str, text: str, by: str) -> None:
+        """A person's words to an agent, kept until a turn of it has carried them. Raises ConflictError."""
+        running = self._running.get(execution_id)
+        if running is None or running.journal is None:
+            raise ConflictError(f"execution '{execution_id}' does not run in this server")
+        told = running.journal.event("agent.told", agent_id=agent_id, text=text, by=by)
+        await running.journal.signal("tell", f"agent {agent_id}", {"agent": agent_id, "text": text, "by": by}, [told])
+
     # -- running -------------------------------------------------------------------------------------------------------
 
     async def _guarded(self, execution: Execution) -> None:
@@ -477,7 +489,6 @@ class ExecutionEngine:
             return
         execution = replace(execution, epoch=self._epoch, started_at=execution.started_at or time.time())
         async with self._coursing(execution, journal) as course:
-            await self._desk.withdraw(journal)
             await self._drive(execution, course, running)
 
     async def _claim(self, execution: Execution, recoveries: int, told: Iterable[Event] = (), **columns: Any) -> None:
@@ -534,6 +545,7 @@ class ExecutionEngine:
             journal=journal,
             proxy=proxy,
             desk=self._desk,
+            tools=self._tools,
             meter=meter,
             workspaces=self._workspaces,
             integration=self._integration,
@@ -608,6 +620,7 @@ class ExecutionEngine:
         cause: str | None = None,
     ) -> None:
         await self._supervisor.release(execution.id)  # before the last event: nothing of it runs when its end is told
+        await self._desk.withdraw(journal)
         now, usage = time.time(), usage or Usage()
         try:
             blob, _ = await self._store.keep_if_large(result, "the result")

@@ -12,7 +12,7 @@ import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from parallax.errors import BudgetExhausted, ParallaxError, StepFailed, StorageError, UsageError, leaf
@@ -20,8 +20,8 @@ from parallax.events import Event
 from parallax.execution.agent_proxy import role_of
 from parallax.execution.course import Course
 from parallax.execution.journal import input_hash, step_from_json, step_to_json
-from parallax.execution.questions import Answered, new_question_id
-from parallax.execution.steps import StepRunner
+from parallax.execution.questions import PROGRAM, Answered
+from parallax.execution.steps import StepRunner, step_finished
 from parallax.execution.turns import Reviewed, Turns, seconds
 from parallax.execution.verification import (
     Oracles,
@@ -29,12 +29,11 @@ from parallax.execution.verification import (
     first_line,
     judge,
     oracles_of,
-    reason,
     score_of,
     summary,
 )
 from parallax.failpoints import fp
-from parallax.models import Action, Json, Question, Source, StepResult, hash12
+from parallax.models import Action, Json, Question, Source, StepResult
 from parallax.patterns.org_chart import chart_of
 from parallax.prism import Effect, Outcome
 from parallax.workspaces.service import result_branch
@@ -94,6 +93,12 @@ class ExecutionHost:
         asked = input_hash(effect.kind, effect.request)
         if (recorded := self._course.journal.result(effect.key, asked)) is not None:
             return await self._recalled(effect, recorded)
+        outcome = await self._done(effect, asked)
+        if self._course.journal.resumed:  # what was asked in a former life and not asked again
+            await self._course.desk.withdraw(self._course.journal, effect.key)
+        return outcome
+
+    async def _done(self, effect: Effect, asked: str) -> Outcome:
         word = self._words.get(effect.kind)
         if word is None:
             return await self._failed(effect, asked, f"{effect.kind}() is not available in this version of Parallax")
@@ -129,22 +134,16 @@ class ExecutionHost:
         if done.parts:
             body["parts"] = list(done.parts)
         events = list(done.events)
-        if step is not None or effect.kind in {"review", "approve", "verify", "integrate", "askHuman", "escalate"}:
+        if step is not None:
+            events.append(step_finished(journal, effect.key, effect.kind, step))
+        elif effect.kind in {"review", "approve", "verify", "askHuman", "escalate"}:
             events.append(
                 journal.event(
-                    "step.finished",
-                    step_key=effect.key,
-                    agent_id=step.agent_id if step else None,
-                    word=effect.kind,
-                    role=step.role if step else None,
-                    action=step.action if step else Action.ACCEPT,
-                    confidence=done.outcome.confidence,
-                    source=step.source if step else None,
-                    commit=step.commit if step else None,
-                    detail=reason(step) if step else first_line(str(done.outcome.value)),
-                    attempts=step.attempts if step else 1,
+                    "step.finished", step_key=effect.key, word=effect.kind, role=None, action=Action.ACCEPT,
+                    confidence=done.outcome.confidence, source=None, commit=None,
+                    detail=first_line(str(done.outcome.value)), attempts=1,
                 )
-            )
+            )  # fmt: skip
         fp("result.before_commit")
         await journal.write("result", effect.key, body, asked_hash=asked, events=events)
         if step is not None:
@@ -417,10 +416,10 @@ class ExecutionHost:
     ) -> Question:
         timeout = effect.request["options"].get("timeout")
         return Question(
-            id=f"q{hash12(f'{self._course.execution.id}/{effect.key}')[:6]}",  # the same one after a restart
+            id="",  # the desk's to give
             execution=self._course.execution.id,
             step_key=effect.key,
-            asker="program",
+            asker=PROGRAM,
             kind=kind,
             text=text,
             options=options,
@@ -436,11 +435,9 @@ class ExecutionHost:
         return Done(outcome=Outcome(value=given.answer, confidence=1.0))
 
     async def _escalate(self, effect: Effect, asked: str) -> Done:
-        question = Question(
-            id=new_question_id(), execution=self._course.execution.id, step_key=effect.key,
-            asker=str(effect.request["from"]), kind="question", text=effect.request["question"],
-        )  # fmt: skip
-        given = await self._turns.ask(question, str(effect.request["from"]), None)
+        role, _ = role_of(self._course.chart, effect.request["from"])
+        question = self._question(effect, text=effect.request["question"])
+        given = await self._turns.ask(replace(question, asker=role.name), role.name, None)
         return Done(outcome=Outcome(value=given.answer, confidence=1.0))
 
     # -- small words -------------------------------------------------------------------------------------------------

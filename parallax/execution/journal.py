@@ -47,6 +47,7 @@ def step_from_json(value: Json) -> StepResult:
                 "action": Action(value["action"]),
                 "evidence": tuple(Evidence(**entry) for entry in value["evidence"]),
                 "usage": Usage(**value["usage"]),
+                "artifacts": tuple(value.get("artifacts", ())),
             }
         )
     )
@@ -65,9 +66,12 @@ class Journal:
         self._results: dict[str, JournalEntry] = {}
         self._intents: dict[str, JournalEntry] = {}
         self._timers: dict[str, JournalEntry] = {}
+        self._signals: dict[str, list[Json]] = {}
         self._count = 0
         self._size_b = 0
+        self.resumed = False
         for entry in entries:
+            self.resumed |= entry.epoch < epoch
             self._remember(entry)
 
     @classmethod
@@ -85,6 +89,8 @@ class Journal:
                 self._intents[entry.step_key] = entry
             case "timer":
                 self._timers[entry.step_key] = entry
+            case "signal":
+                self._signals.setdefault(entry.body["name"], []).append(entry.body["data"])
             case _:
                 pass
 
@@ -123,6 +129,10 @@ class Journal:
         entry = self._timers.get(key)
         return entry.body if entry else None
 
+    def signals(self, name: str) -> tuple[Json, ...]:
+        """What came from outside under a name (tell, heard, note ...), in order."""
+        return tuple(self._signals.get(name, ()))
+
     # -- writing ---------------------------------------------------------------------------------------------------
 
     async def write(
@@ -155,6 +165,10 @@ class Journal:
         await self.commit([append(entry)], events)
         self._remember(entry)
         return attempt
+
+    async def signal(self, name: str, key: str, data: Json, events: Iterable[Event] = ()) -> None:
+        """Record something that came from outside the program, with its events."""
+        await self.write("signal", key, {"name": name, "data": data}, events=events)
 
     async def tell(self, *events: Event) -> None:
         """Events alone."""

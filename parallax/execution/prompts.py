@@ -117,3 +117,8 @@ def question(asked: Question, asker_task: str | None) -> str:
     else:
         parts.append("Answer it in a sentence or two. Do not change any file.")
     return "\n\n".join(parts)
+
+
+def told(text: str) -> str:
+    """A person's words, said with `parallax tell`."""
+    return f"A person adds: {text}"

@@ -2,26 +2,36 @@
 
 A permission, a question of an agent, `askHuman`, `approve` and `escalate` are one `Question`. It goes by policy, then
 to the agents that the org chart routes it to (each counts one depth), then to a person, then to its default. Every
-move is a row and an event in one commit, so that a question outlives the server.
+move is a row and an event in one commit, so that a question outlives the server: its id is made of what is asked, so
+whoever asks again after a restart finds it where it was, answered meanwhile or still open.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
+import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final, Protocol
 
-from parallax.errors import AgentError, ConflictError, StepFailed, UsageError
+import orjson
+
+from parallax.errors import AgentError, ConflictError, FencedError, NotFoundError, StepFailed, UsageError
+from parallax.events import Event, EventBus
 from parallax.execution.journal import Journal
 from parallax.failpoints import fp
 from parallax.models import OrgChart, Question
-from parallax.storage.statements import insert_row, question_row
+from parallax.storage.statements import Change, JournalEntry, append, guard, insert_row, question_row, set_question
 from parallax.storage.store import Store
 
 PERSON_S: Final = 24 * 3600.0
+AFTER_RESTART_S: Final = 900.0  # a person has at least so long after a restart, or as long as the asker waits at all
+LOOK_S: Final = 2.0  # how often an open question is looked up: another server may have taken its answer
+OPEN: Final = ("open", "with_agent", "with_person")
+PROGRAM: Final = "program"
+MAX_ASKED_AGAIN: Final = 100
 
 # What an agent may do without asking, by preset and by the kind of tool (the kinds are ACP's).
 _READING: Final = frozenset({"read", "search", "think", "fetch"})
@@ -33,11 +43,6 @@ PRESETS: Final[dict[str, tuple[frozenset[str], bool]]] = {
     "permissive": (_WORKING | {"switch_mode", "other"}, False),
     "autonomous": (_WORKING | {"switch_mode", "other"}, False),
 }
-
-
-def new_question_id() -> str:
-    """Short enough to type: `parallax answer q3f9a2c yes`."""
-    return f"q{secrets.token_hex(3)}"
 
 
 def by_preset(question: Question, preset: str) -> str | None:
@@ -57,14 +62,18 @@ def pick(question: Question, wish: str) -> str | None:
 
 
 def routed_to(question: Question, asker_role: str, chart: OrgChart) -> tuple[str, ...]:
-    """The roles that a question climbs through: topic route, routing rules, then the reporting line."""
+    """The roles that a question climbs through: topic route, routing rules, then the reporting line.
+
+    A question that is asked while another is answered begins at that one's depth.
+    """
     roles: list[str] = []
     escalation = chart.escalation
     if question.topic and (named := escalation.topic_routes.get(question.topic)):
         roles.append(named)
     for route in sorted(chart.routing, key=lambda r: -r.priority):
         fits = asker_role in route.sources or "*" in route.sources
-        if fits and (not route.topics or question.topic in route.topics):
+        fits = fits and (not route.topics or question.topic in route.topics)
+        if fits and (not route.message_types or question.kind in route.message_types):
             roles.append(route.target)
     if escalation.default_behavior == "route_to_reports_to":
         role = chart.roles.get(asker_role)
@@ -72,7 +81,7 @@ def routed_to(question: Question, asker_role: str, chart: OrgChart) -> tuple[str
             roles.append(role.reports_to)
             role = chart.roles.get(role.reports_to)
     seen = dict.fromkeys(name for name in roles if name != asker_role and name in chart.roles)
-    return tuple(seen)[: escalation.max_depth]
+    return tuple(seen)[: max(0, escalation.max_depth - question.depth)]
 
 
 def read_answer(question: Question, text: str) -> str | None:
@@ -90,7 +99,7 @@ def read_answer(question: Question, text: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer and who gave it: an agent's id, `person`, `policy` or `default`."""
+    """An answer and who gave it: a role, `person`, `policy` or `default`."""
 
     answer: str
     by: str
@@ -99,101 +108,233 @@ class Answered:
 Colleague = tuple[str, Callable[[Question], Awaitable[str]]]
 
 
+class Bell(Protocol):
+    """How a person hears that something waits."""
+
+    def ring(self, question: Question) -> None:
+        """Tell of a question; returns at once and never fails."""
+        ...
+
+
+@dataclass(slots=True)
+class _Way:
+    """What is left of a question's way. `again`: the first of `left` is asked a second time, after a restart."""
+
+    question: Question
+    left: tuple[Colleague, ...]
+    patient_until: float = 0.0
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        self.patient_until = self.question.deadline_at or time.time() + PERSON_S
+
+    def resumed(self, known: Question) -> _Way:
+        """Where it was before a restart. The colleague who was asked last has died with its answer."""
+        self.again = known.state == "with_agent"
+        behind = known.depth - self.question.depth - self.again
+        self.left = () if known.state == "with_person" else self.left[max(0, behind) :]
+        self.question = replace(self.question, depth=known.depth, deadline_at=known.deadline_at)
+        return self
+
+
 class QuestionDesk:
     """All open questions of this server."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, bus: EventBus, bell: Bell | None = None) -> None:
         self._store = store
-        self._waiting: dict[str, asyncio.Future[Answered]] = {}
-        self._journals: dict[str, Journal] = {}
+        self._bus = bus
+        self._bell = bell
+        self._waiting: dict[str, asyncio.Event] = {}
+        self._stopping = False
 
-    async def ask(self, question: Question, journal: Journal, colleagues: Sequence[Colleague] = ()) -> Answered:
-        """Find an answer. A question with an id that is stored already goes on where it was.
+    def stop(self) -> None:
+        """The server stops: what is open now stays open, and its askers find it at the next start."""
+        self._stopping = True
 
-        Raises StepFailed when nobody answers before the deadline and there is no default.
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    async def ask(
+        self, question: Question, journal: Journal, colleagues: Sequence[Colleague] = (), which: Sequence[int] = ()
+    ) -> Answered:
+        """Find an answer. `which` tells this question from others of the same asker and step with the same words.
+
+        A question that was asked before a restart goes on where it was. Raises StepFailed when nobody answers before
+        the deadline and there is no default.
         """
-        known = await self._known(question)
-        if known is not None and known.state in {"answered", "defaulted"}:
-            return Answered(known.answer or "", known.answered_by or "default")
+        question, known = await self._identified(question, which)
         if known is None:
-            await self._save(question, journal, "question.asked", kind=question.kind)
-        for name, ask_agent in colleagues:
-            question = replace(question, state="with_agent", depth=question.depth + 1)
-            await self._save(question, journal, "question.routed", to=name)
+            await self._insert(question, journal, "question.asked", kind=question.kind)
+            way = _Way(question, tuple(colleagues))
+        elif known.state in OPEN:
+            way = _Way(replace(question, state=known.state), tuple(colleagues)).resumed(known)
+        else:
+            return _ended(known)
+        try:
+            return await self._find(way, journal)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                await self._withdraw(await self._store.question(question.id), journal)
+            raise
+
+    async def decided(self, question: Question, answer: str, journal: Journal, which: Sequence[int] = ()) -> Answered:
+        """Record what a policy has answered: nobody was asked."""
+        question, known = await self._identified(question, which)
+        if known is None:
+            question = replace(question, state="answered", answer=answer, answered_by="policy")
+            await self._insert(question, journal, "question.answered", answer=answer, by="policy")
+        return Answered(answer, "policy")
+
+    async def _find(self, way: _Way, journal: Journal) -> Answered:
+        question = way.question
+        for name, ask_agent in way.left:
+            if not way.again:
+                question = await self._move(
+                    question,
+                    journal,
+                    "question.routed",
+                    state="with_agent",
+                    depth=question.depth + 1,
+                    told={"to": name},
+                )
+            way.again = False
             try:
                 answer = read_answer(question, await ask_agent(question))
             except AgentError:
                 continue  # the next one up; the agent's own failure is told by its events
             if answer is not None:
-                return await self._answered(question, journal, Answered(answer, name))
-        return await self._ask_person(question, journal, known)
+                return await self._end(question, journal.epoch, Answered(answer, name))
+        return await self._ask_person(question, journal, way.patient_until)
 
-    async def _ask_person(self, question: Question, journal: Journal, known: Question | None) -> Answered:
-        deadline_at = (known.deadline_at if known else None) or question.deadline_at or time.time() + PERSON_S
-        question = replace(question, state="with_person", deadline_at=deadline_at)
-        waiter = self._waiting.setdefault(question.id, asyncio.get_running_loop().create_future())
-        self._journals[question.id] = journal
-        if known is None or known.state != "with_person":
-            await self._save(question, journal, "question.surfaced")
+    async def _ask_person(self, question: Question, journal: Journal, patient_until: float) -> Answered:
+        known, event = question.state == "with_person", "question.surfaced"
+        soonest = min(time.time() + AFTER_RESTART_S, patient_until)
+        deadline_at = max(question.deadline_at or 0.0, soonest) if known else patient_until
+        heard = self._waiting[question.id] = asyncio.Event()
         try:
-            async with asyncio.timeout(max(0.0, deadline_at - time.time())):
-                given = await waiter
-        except asyncio.CancelledError:
-            if question.asker != "program":  # its turn is over; the program's own questions outlive the server
-                await self._save(replace(question, state="withdrawn"), journal, "question.withdrawn")
-            raise
-        except TimeoutError:
-            if question.default is not None:
-                return await self._answered(question, journal, Answered(question.default, "default"), "defaulted")
-            await self._save(replace(question, state="failed"), journal, "question.failed")
-            raise StepFailed(f"nobody answered '{question.text[:80]}' before its deadline") from None
+            if not known:
+                question = await self._move(question, journal, event, state="with_person", deadline_at=deadline_at)
+            elif deadline_at != question.deadline_at:
+                question = await self._move(question, journal, None, state="with_person", deadline_at=deadline_at)
+            if self._bell is not None:
+                self._bell.ring(question)
+            return await self._answer_of(question, journal, heard)
         finally:
             self._waiting.pop(question.id, None)
-            self._journals.pop(question.id, None)
-        return given
+
+    async def _answer_of(self, question: Question, journal: Journal, heard: asyncio.Event) -> Answered:
+        """Wait for a person; at the deadline take the default."""
+        assert question.deadline_at is not None
+        while (left := question.deadline_at - time.time()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(heard.wait(), min(left, LOOK_S))
+            if (stored := await self._store.question(question.id)).state not in OPEN:
+                return _ended(stored)
+        with suppress(FencedError):  # or a person was faster in the last moment
+            if question.default is not None:
+                return await self._end(question, journal.epoch, Answered(question.default, "default"), "defaulted")
+            await self._move(question, journal, "question.failed", state="failed")
+        return _ended(await self._store.question(question.id))
+
+    # -- answering ---------------------------------------------------------------------------------------------------
 
     async def answer(self, question_id: str, answer: str, by: str = "person") -> Question:
         """A person answers. Raises NotFoundError, ConflictError (not open), UsageError (not one of the options)."""
+        while True:
+            question = await self._answerable(question_id, answer)
+            execution = await self._store.execution(question.execution)
+            fp("approval.received_before_record")
+            with suppress(FencedError):  # it was taken over by the next start, or answered: look again
+                await self._end(question, execution.epoch, Answered(question.answer or "", by))
+                break
+        if (heard := self._waiting.get(question_id)) is not None:
+            heard.set()
+        return replace(question, state="answered", answered_by=by)
+
+    async def _answerable(self, question_id: str, answer: str) -> Question:
+        """The question with what the answer comes to."""
         question = await self._store.question(question_id)
-        if (waiter := self._waiting.get(question_id)) is None or question.state != "with_person":
-            raise ConflictError(f"question '{question_id}' is {question.state.replace('_', ' ')}, not open to a person")
-        if question.options and (chosen := read_answer(question, answer)) is None:
-            offered = ", ".join(option["id"] for option in question.options)
+        execution = await self._store.execution(question.execution)
+        if question.state != "with_person" or execution.state.final:
+            state = question.state.replace("_", " ") if not execution.state.final else "of an execution that has ended"
+            raise ConflictError(f"question '{question_id}' is {state}, not open to a person")
+        if (chosen := read_answer(question, answer)) is None:
+            offered = ", ".join(option["id"] for option in question.options) or "any words"
             raise UsageError(f"'{answer}' is not one of the answers to {question_id}: {offered}")
-        chosen = read_answer(question, answer) or answer
-        answered = Answered(chosen, by)
-        fp("approval.received_before_record")
-        await self._answered(question, self._journals[question_id], answered)
-        if not waiter.done():
-            waiter.set_result(answered)
-        return replace(question, state="answered", answer=chosen, answered_by=by)
+        return replace(question, answer=chosen)
 
-    async def withdraw(self, journal: Journal) -> None:
-        """After a restart: what agents had asked is void, they will ask again; the program's own questions stay."""
-        for question in await self._store.questions(
-            execution=journal.execution, states=("open", "with_agent", "with_person")
-        ):
-            if question.kind != "approval" and question.asker != "program":
-                await self._save(replace(question, state="withdrawn"), journal, "question.withdrawn")
+    async def withdraw(self, journal: Journal, step_key: str | None = None) -> None:
+        """What is open of a step (None: of the whole execution) and nobody waits for any more."""
+        for question in await self._store.questions(execution=journal.execution, states=OPEN):
+            of_step = step_key is None or f"{question.step_key}/".startswith(f"{step_key}/")
+            if of_step and question.id not in self._waiting:
+                await self._withdraw(question, journal)
 
-    async def _answered(
-        self, question: Question, journal: Journal, given: Answered, state: str = "answered"
-    ) -> Answered:
-        question = replace(question, state=state, answer=given.answer, answered_by=given.by)
-        await self._save(question, journal, f"question.{state}", answer=given.answer, by=given.by)
+    async def _withdraw(self, question: Question, journal: Journal) -> None:
+        if question.state in OPEN:
+            with suppress(FencedError):  # it was answered in the same moment
+                await self._move(question, journal, "question.withdrawn", state="withdrawn")
+
+    # -- moves: a row and its event, in one commit -------------------------------------------------------------------
+
+    async def _identified(self, question: Question, which: Sequence[int]) -> tuple[Question, Question | None]:
+        """The question with its id, and what is stored of it. What was withdrawn is asked anew.
+
+        The id is as short as can be typed: `parallax answer q3f9a2c yes`.
+        """
+        options = [dict(option) for option in question.options]
+        said = [question.execution, question.step_key, question.asker, question.kind, question.topic, question.text]
+        for again in range(MAX_ASKED_AGAIN):
+            digest = hashlib.sha256(orjson.dumps([said, options, list(which), again])).hexdigest()
+            for length in range(6, len(digest), 3):
+                named = replace(question, id=f"q{digest[:length]}")
+                try:
+                    known = await self._store.question(named.id)
+                except NotFoundError:
+                    return named, None
+                if (known.execution, known.step_key, known.text) == (named.execution, named.step_key, named.text):
+                    break  # else the short id stands for another question: a longer one
+            if known.state != "withdrawn":
+                return named, known
+        raise StepFailed(f"'{question.text[:80]}' was asked and withdrawn {MAX_ASKED_AGAIN} times")
+
+    async def _insert(self, question: Question, journal: Journal, event: str, **told: str) -> None:
+        row = insert_row("questions", question_row(question, time.time()))
+        await journal.commit([row], [_event(event, question, told)])
+
+    async def _move(
+        self, question: Question, journal: Journal, event: str | None, *, told: Mapping[str, str] | None = None,
+        **changes: Any,
+    ) -> Question:  # fmt: skip
+        """Raises FencedError when the question is no longer in the state that it was."""
+        moved = replace(question, **changes)
+        events = [] if event is None else [_event(event, moved, told or {})]
+        await journal.commit([set_question(question.id, question.state, **changes)], events)
+        return moved
+
+    async def _end(self, question: Question, epoch: int, given: Answered, state: str = "answered") -> Answered:
+        ended = replace(question, state=state, answer=given.answer, answered_by=given.by)
+        told = {"answer": given.answer, "by": given.by}
+        signal = JournalEntry(
+            execution=question.execution, step_key=question.step_key, kind="signal", attempt=1, epoch=epoch,
+            body={"name": "answer", "data": {"question": question.id} | told},
+        )  # fmt: skip
+        writes = [
+            guard(question.execution, epoch),
+            set_question(question.id, question.state, state=state, answer=given.answer, answered_by=given.by),
+            append(signal),
+        ]
+        self._bus.publish(await self._store.commit(Change(writes, [_event(f"question.{state}", ended, told)])))
         return given
 
-    async def _known(self, question: Question) -> Question | None:
-        stored = await self._store.questions(execution=question.execution)
-        return next((entry for entry in stored if entry.id == question.id), None)
 
-    async def _save(self, question: Question, journal: Journal, event: str, **data: str) -> None:
-        told = {"id": question.id, "text": question.text, "options": [dict(o) for o in question.options]} | data
-        await journal.commit(
-            [insert_row("questions", question_row(question, time.time()), replace_row=True)],
-            [journal.event(event, step_key=question.step_key, agent_id=_agent(question), **told)],
-        )
+def _event(type_: str, question: Question, told: Mapping[str, str]) -> Event:
+    data = {"id": question.id, "text": question.text, "options": [dict(o) for o in question.options], **told}
+    agent = None if question.asker == PROGRAM else question.asker
+    return Event(execution=question.execution, type=type_, step_key=question.step_key, agent_id=agent, data=data)
 
 
-def _agent(question: Question) -> str | None:
-    return None if question.asker == "program" else question.asker
+def _ended(question: Question) -> Answered:
+    """The answer of a question that has ended; raises StepFailed where there is none."""
+    if question.state in {"answered", "defaulted"}:
+        return Answered(question.answer or "", question.answered_by or "default")
+    raise StepFailed(f"nobody answered '{question.text[:80]}' before its deadline")

@@ -6,15 +6,27 @@ house that reworks and escalates.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
-from parallax.errors import BudgetExhausted, MergeConflict, StepFailed, UsageError
+from parallax.errors import (
+    AgentUnavailable,
+    BudgetExhausted,
+    MergeConflict,
+    ParallaxError,
+    StepFailed,
+    StorageError,
+    UsageError,
+)
+from parallax.events import Event
 from parallax.execution import prompts
 from parallax.execution.agent_proxy import Slot, role_of
 from parallax.execution.course import Course
-from parallax.execution.turns import TURN_S, Reviewed, Turns, seconds
+from parallax.execution.journal import Journal, input_hash, step_from_json, step_to_json
+from parallax.execution.turns import TURN_S, Reviewed, Standing, Turns, seconds
 from parallax.execution.verification import (
     Oracles,
     Verdict,
@@ -25,6 +37,7 @@ from parallax.execution.verification import (
     first_line,
     judge,
     oracles_of,
+    reason,
     red_before,
     schema_evidence,
     summary,
@@ -45,9 +58,21 @@ from parallax.models import (
     Workspace,
     hash12,
 )
+from parallax.prism import Outcome
 from parallax.workspaces.service import slug
 
 CONFLICT_ROUNDS: Final = 2
+DELEGATE: Final = "/delegate["
+DELEGATE_DEPTH: Final = 2
+MAX_DELEGATED: Final = 20  # parts of one task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handed:
+    """What a delegated task inherits: the commit that it begins at, and the roles whose only agent waits for it."""
+
+    start: str | None
+    waiting: frozenset[str]
 
 
 @dataclass(slots=True)
@@ -73,6 +98,9 @@ class _Work:
     turns: int = 0
     usage: Usage = field(default_factory=Usage)
     by: str = ""
+    handed: Handed | None = None
+    delegating: asyncio.Lock = field(default_factory=asyncio.Lock)
+    delegated: set[str] = field(default_factory=set)
 
     @property
     def evidence(self) -> tuple[Evidence, ...]:
@@ -112,16 +140,21 @@ class StepRunner:
         word: str,
         branch: Sequence[tuple[str, int]],
         merge: bool,
+        handed: Handed | None = None,
     ) -> StepResult:
-        """One task for one agent, until it is accepted. Raises StepFailed, AgentError, BudgetExhausted."""
+        """One task for one agent, until it is accepted. Raises StepFailed, AgentError, BudgetExhausted.
+
+        `handed`: an agent has delegated it and waits for it, so it begins with that one's files, waits for nobody, and
+        what it cannot do goes back to its giver.
+        """
         course = self._course
-        before = course.journal.intent(key)
+        before = course.journal.intent(key) if handed is None else None
         number = before["number"] if before else number
-        async with course.proxy.hold(role, number=number) as slot:
+        async with course.proxy.hold(role, number=number, wait=handed is None) as slot:
             if before and merge and course.repo is not None:
                 # It may have been merged right before the crash; alone at its place, nothing else can have been since.
                 await course.integration.reset(course.repo, course.execution.id, before["result_head"])
-            work = await self._begin(key, slot, request, asked_hash, before, word, branch)
+            work = await self._begin(key, slot, request, asked_hash, before, word, branch, handed)
             await self._until_accepted(work, slot)
             step = self._step(work, slot)
             if merge and step.commit is not None:
@@ -138,6 +171,7 @@ class StepRunner:
         before: Json,
         word: str,
         branch: Sequence[tuple[str, int]],
+        handed: Handed | None,
     ) -> _Work:
         course, role, options = self._course, slot.role, request["options"]
         place = await self._turns.open(slot, kind="agent")
@@ -146,7 +180,8 @@ class StepRunner:
             # A step in flight at a crash begins again where it began; what it had half done is kept aside.
             place, snapshot = await self._turns.restored(place, before["snapshot"]), before["snapshot"]
         elif place is not None:
-            place = await self._turns.moved(place, await self._start_of(place, slot))
+            start = handed.start if handed is not None and handed.start else await self._start_of(place, slot)
+            place = await self._turns.moved(place, start)
             snapshot = await course.workspaces.snapshot(place, f"{slug(role.name)}-{hash12(key)}")
         given = oracles_of(options.get("verify") if "verify" in options else role.verify)
         if (schema := options.get("schema")) is not None:
@@ -164,6 +199,7 @@ class StepRunner:
             start=place.head if place else None,
             snapshot=snapshot,
             by=slot.agent_id,
+            handed=handed,
         )
         course.tasks[key] = work.text
         journal = course.journal
@@ -235,7 +271,7 @@ class StepRunner:
         course = self._course
         lead = course.chart.roles.get(work.role.reports_to or "")
         found = critique(work.evidence, work.result.message if work.result else "")
-        if lead is not None and work.place is not None:
+        if lead is not None and work.place is not None and work.handed is None:
             await course.journal.tell(
                 course.journal.event("step.escalated", step_key=work.key, to=lead.name, cause=first_line(found))
             )
@@ -251,6 +287,82 @@ class StepRunner:
         if work.decision(0) is Action.ESCALATE:
             told = summary(work.evidence) or f"confidence {work.verdict.confidence:.2f}"
             raise StepFailed(f"'{work.key}' was not accepted after {work.turns} turn{'s' * (work.turns != 1)}: {told}")
+
+    # -- what an agent hands on ----------------------------------------------------------------------------------------
+
+    async def _delegated(self, work: _Work, slot: Slot, name: str, text: str) -> StepResult:
+        """A part of somebody's task, done by a colleague: a step of its own below the asking one, checked like any.
+
+        It is journaled under `<step>/delegate[n]`. When its giver begins again after a restart and hands on the same,
+        the recorded result is used. Raises UsageError, StepFailed, AgentError, BudgetExhausted.
+        """
+        course = self._course
+        async with work.delegating:  # one after another: nobody but Prism runs two agents side by side
+            role = course.chart.roles.get(name)
+            if role is None:
+                raise UsageError(f"there is no role '{name}' (roles: {', '.join(course.chart.roles)})")
+            if work.key.count(DELEGATE) >= DELEGATE_DEPTH:
+                raise UsageError("this task was handed on twice already: do it yourself, or report what is in the way")
+            asked = input_hash("delegate", {"role": name, "task": text})
+            key, recorded = self._delegation(work, asked)
+            start = None
+            if work.place is not None:
+                start = await course.workspaces.snapshot(work.place, f"{slug(work.role.name)}-{hash12(key)}-given")
+            elif course.repo is not None and role.workspace != "none":
+                raise UsageError(f"you have no files of your own that the {name}'s work could come into")
+            if recorded is None:
+                recorded = await self._handed_on(work, slot, key, role, text, asked, start)
+            work.delegated.add(key)
+            if recorded["step"] is None:
+                raise StepFailed(f"the {name} could not do it: {recorded['outcome']['error']}")
+            step = step_from_json(recorded["step"])
+            work.usage += step.usage
+            await self._taken(work, name, step, recorded["start"])
+            return step
+
+    def _delegation(self, work: _Work, asked: str) -> tuple[str, Json]:
+        """The key of a delegated task, and its record if it was done before a restart."""
+        for number in range(1, MAX_DELEGATED + 1):
+            key = f"{work.key}{DELEGATE}{number}]"
+            recorded = self._course.journal.result(key)
+            if recorded is None or (recorded["asked"] == asked and key not in work.delegated):
+                return key, recorded
+        raise UsageError(f"this task has handed on {MAX_DELEGATED} parts, which is the limit: do the rest yourself")
+
+    async def _handed_on(
+        self, work: _Work, slot: Slot, key: str, role: Role, text: str, asked: str, start: str | None
+    ) -> Json:
+        journal = self._course.journal
+        waiting = work.handed.waiting if work.handed else frozenset()
+        if slot.role.instances[1] == 1:
+            waiting |= {slot.role.name}
+        step: StepResult | None = None
+        try:
+            step = await self.work(
+                key, role, None, {"task": text, "options": {}}, asked, word="delegate", branch=(), merge=False,
+                handed=Handed(start=start, waiting=waiting),
+            )  # fmt: skip
+            outcome = Outcome(value=step.value, confidence=step.confidence)
+            event = step_finished(journal, key, "delegate", step)
+        except (StorageError, BudgetExhausted, AgentUnavailable):
+            raise  # not the colleague's failure: another try may go well
+        except ParallaxError as error:
+            outcome = Outcome(error=str(error))
+            event = journal.event("step.failed", step_key=key, error=str(error), retryable=error.retryable)
+        body = {"outcome": asdict(outcome), "step": step and step_to_json(step), "asked": asked, "start": start}
+        await journal.write("result", key, body, asked_hash=asked, events=[event])
+        return journal.result(key)
+
+    async def _taken(self, work: _Work, name: str, step: StepResult, start: str | None) -> None:
+        """A colleague's changes come into the giver's files, as work not yet committed."""
+        if work.place is None or step.commit is None or start is None:
+            return
+        taken = await self._course.workspaces.take(work.place, step.commit, since=start)
+        if taken.conflicts:
+            raise UsageError(
+                f"the {name} has done it, on the branch {step.branch}, but its changes do not fit yours in "
+                f"{', '.join(taken.conflicts)}: nothing of it was brought in"
+            )
 
     # -- one turn ----------------------------------------------------------------------------------------------------
 
@@ -289,16 +401,15 @@ class StepRunner:
             else:
                 work.place = await self._turns.moved(work.place, work.place.head)
 
+        handed = work.handed
+        standing = Standing(
+            round_=work.turns, waiting=handed.waiting if handed else frozenset(), lent=handed is not None
+        )
         try:
-            result = await course.proxy.call(
-                slot,
-                task,
-                self._turns.tree(slot, work.place),
-                self._turns.asking(slot, task),
-                preset=slot.role.preset,
-                reset=reset,
-                retries=work.options.get("retries"),
-            )
+            result = await self._turns.call(
+                slot, task, work.place, preset=slot.role.preset, reset=reset, retries=work.options.get("retries"),
+                delegate=partial(self._delegated, work, slot), standing=standing,
+            )  # fmt: skip
         except BudgetExhausted as error:
             await self._keep(work, slot, str(error))
             raise
@@ -393,6 +504,7 @@ class StepRunner:
             attempts=work.turns,
             usage=work.usage,
             reported=work.result.reported,
+            artifacts=work.result.artifacts,
         )
 
     async def merge_later(self, key: str, step: StepResult, *, reconcile: bool = True) -> StepResult:
@@ -536,3 +648,20 @@ def _budget(work: _Work) -> Budget:
         return Budget.read(work.options.get("budget"))
     except ValueError as error:
         raise UsageError(f"step '{work.key}': {error}") from None
+
+
+def step_finished(journal: Journal, key: str, word: str, step: StepResult) -> Event:
+    """How the end of a step with a result is told."""
+    return journal.event(
+        "step.finished",
+        step_key=key,
+        agent_id=step.agent_id,
+        word=word,
+        role=step.role,
+        action=step.action,
+        confidence=step.confidence,
+        source=step.source,
+        commit=step.commit,
+        detail=reason(step),
+        attempts=step.attempts,
+    )

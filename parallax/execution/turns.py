@@ -16,12 +16,12 @@ from typing import Final
 import orjson
 
 from parallax.agents.clients.report import read_report
-from parallax.agents.turn import Ask
 from parallax.errors import AgentStalled
 from parallax.execution import prompts
-from parallax.execution.agent_proxy import Slot
+from parallax.execution.agent_proxy import Reset, Slot
 from parallax.execution.course import Course
-from parallax.execution.questions import Answered, by_preset, new_question_id, routed_to
+from parallax.execution.questions import Answered, routed_to
+from parallax.execution.turn_help import Delegate, TurnHelp
 from parallax.execution.verification import Oracles, could_not_run, first_line
 from parallax.models import Evidence, Json, Question, Role, Source, Task, TaskResult, Usage, Workspace
 
@@ -50,6 +50,20 @@ class Reviewed:
         return Evidence(
             oracle=f"review by {role}", passed=self.approved, score=self.confidence, detail=first_line(self.feedback)
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where a turn stands among others: which turn of its step it is, how deep in questions, who waits for it.
+
+    With a depth it answers a colleague's question. `waiting` are roles whose only agent waits for this turn; `lent`
+    says that it runs in the place of one of them.
+    """
+
+    round_: int = 1
+    depth: int = 0
+    waiting: frozenset[str] = frozenset()
+    lent: bool = False
 
 
 class Turns:
@@ -85,30 +99,65 @@ class Turns:
         scratch.mkdir(parents=True, exist_ok=True)
         return scratch
 
-    # -- questions ---------------------------------------------------------------------------------------------------
+    # -- a turn and what it asks ---------------------------------------------------------------------------------------
 
-    def asking(self, slot: Slot, task: Task) -> Ask:
-        """How a turn's questions are answered: by the preset, by colleagues up the org chart, by a person."""
+    async def call(
+        self, slot: Slot, task: Task, place: Workspace | None, *, preset: str, reset: Reset | None = None,
+        retries: int | None = None, delegate: Delegate | None = None, standing: Standing | None = None,
+    ) -> TaskResult:  # fmt: skip
+        """One turn of an agent, with its questions, its team tools, and what a person has told it."""
+        course, standing = self._course, standing or Standing()
+        tree = self.tree(slot, place)
+        help_ = TurnHelp(
+            course, slot, task, tree, route=partial(self._route, slot, standing), delegate=delegate,
+            round_=standing.round_, depth=standing.depth,
+        )  # fmt: skip
 
-        async def ask(question: Question) -> str:
-            if question.kind == "permission" and (chosen := by_preset(question, slot.role.preset)) is not None:
-                return chosen
-            asked = replace(
-                question, id=new_question_id(), execution=task.execution, step_key=task.step_key, asker=slot.agent_id
-            )
-            return (await self.ask(asked, slot.role.name, self._course.tasks.get(task.step_key))).answer
+        async def again() -> None:
+            help_.begin()
+            if reset is not None:
+                await reset()
 
-        return ask
+        told = self._told(slot.agent_id)
+        task = replace(task, text="\n\n".join((task.text, *map(prompts.told, told))))
+        async with course.tools.serving(help_):
+            if standing.depth > 0:
+                result = await course.proxy.consult(slot, task, tree, help_.ask, preset=preset)
+            else:
+                result = await course.proxy.call(
+                    slot, task, tree, help_.ask, preset=preset, reset=again, retries=retries, lent=standing.lent
+                )
+        if told:  # not before: whoever is cut off in the middle hears it again
+            await course.journal.signal("heard", task.step_key, {"agent": slot.agent_id, "count": len(told)})
+        return help_.applied(result)
 
-    async def ask(self, question: Question, asker_role: str, about: str | None) -> Answered:
-        """Route a question through the team, then to a person."""
+    def _told(self, agent_id: str) -> list[str]:
+        """What a person has said to an agent and no turn of it has carried yet."""
+        journal = self._course.journal
+        heard = sum(entry["count"] for entry in journal.signals("heard") if entry["agent"] == agent_id)
+        return [entry["text"] for entry in journal.signals("tell") if entry["agent"] == agent_id][heard:]
+
+    async def _route(self, slot: Slot, standing: Standing, question: Question, which: Sequence[int]) -> Answered:
+        about = self._course.tasks.get(question.step_key)
+        waiting = standing.waiting | ({slot.role.name} if slot.role.instances[1] == 1 else set())
+        return await self.ask(question, slot.role.name, about, which, waiting)
+
+    async def ask(
+        self, question: Question, asker_role: str, about: str | None, which: Sequence[int] = (),
+        waiting: frozenset[str] = frozenset(),
+    ) -> Answered:  # fmt: skip
+        """Route a question through the team, then to a person. Nobody who waits for the asker is asked."""
         course = self._course
         # Help is for a person: no colleague can log an agent in, or answer a dialogue on a terminal.
         routed = () if question.kind == "help" else routed_to(question, asker_role, course.chart)
-        colleagues = [(name, partial(self._consult, course.chart.roles[name], about)) for name in routed]
-        return await course.desk.ask(question, course.journal, colleagues)
+        colleagues = [
+            (name, partial(self._consult, course.chart.roles[name], about, waiting))
+            for name in routed
+            if name not in waiting
+        ]
+        return await course.desk.ask(question, course.journal, colleagues, which)
 
-    async def _consult(self, role: Role, about: str | None, question: Question) -> str:
+    async def _consult(self, role: Role, about: str | None, waiting: frozenset[str], question: Question) -> str:
         course = self._course
         try:
             async with asyncio.timeout(course.chart.escalation.timeout_s), course.proxy.hold(role) as slot:
@@ -117,9 +166,8 @@ class Turns:
                     id=f"{question.execution}/{question.step_key}/{question.id}", execution=question.execution,
                     step_key=question.step_key, attempt=1, role=role.name, text=prompts.question(question, about),
                 )  # fmt: skip
-                result = await course.proxy.consult(
-                    slot, task, self.tree(slot, place), self.asking(slot, task), preset="readonly"
-                )
+                standing = Standing(depth=question.depth, waiting=waiting)
+                result = await self.call(slot, task, place, preset="readonly", standing=standing)
                 if place is not None:
                     await self.moved(place, place.head)  # an answer changes nothing
         except TimeoutError as error:
@@ -168,9 +216,7 @@ class Turns:
                     agent=slot.agent_id,
                 )
             )
-            result = await course.proxy.call(
-                slot, task_, self.tree(slot, place), self.asking(slot, task_), preset="readonly", reset=_nothing
-            )
+            result = await self.call(slot, task_, place, preset="readonly")
         reviewed = read_review(result, slot.agent_id)
         await journal.tell(
             journal.event(
@@ -234,14 +280,15 @@ class Turns:
         )
 
 
-async def _nothing() -> None:
-    """Nothing to put back."""
-
-
 def read_review(result: TaskResult, by: str) -> Reviewed:
-    """The last VERDICT of the reviewer's words; without one the work is not approved. Confidence is capped by it."""
-    value, reported, verdict = read_report(result.message, None)
-    verdict = verdict or "revise"
+    """The verdict that was reported by tool, else the last VERDICT of the reviewer's words; without one the work is
+    not approved. Confidence is capped by it.
+    """
+    if result.verdict is not None:
+        value, reported, verdict = result.value, result.reported, result.verdict
+    else:
+        value, reported, said = read_report(result.message, None)
+        verdict = said or "revise"
     stated = reported if reported is not None else {"approve": 0.9, "revise": 0.6, "reject": 0.3}[verdict]
     feedback = value if isinstance(value, str) else orjson.dumps(value).decode()
     return Reviewed(

@@ -53,11 +53,12 @@ class RoleModel(_Model):
 
 
 class RoutingModel(_Model):
-    """Questions from some roles, on some topics, go to a role."""
+    """Questions from some roles, on some topics, of some kinds, go to a role."""
 
     from_: list[str] | str = Field(default="*", alias="from")
     to: str
     topics: list[str] = []
+    message_types: list[Literal["permission", "question", "approval"]] = []
     priority: int = 0
 
 

@@ -55,6 +55,7 @@ BUILTINS: Final = frozenset(
         "majorityVote",
     }
 )  # what an expression in a chart may call: pure functions alone, the words are steps
+MESSAGE_TYPES: Final = ("permission", "question", "approval")
 WORKSPACES: Final = ("agent", "role", "step", "readonly", "none")
 
 
@@ -75,7 +76,21 @@ def chart_of(value: Json) -> OrgChart:
     if (cycle := reporting_cycle(roles)) is not None:
         raise UsageError(f"the reporting line has a cycle: {' -> '.join(cycle)}")
     routing = tuple(_route(entry) for entry in value.get("routing") or ())
-    return OrgChart(roles=roles, routing=routing, escalation=_escalation(value.get("escalation") or {}))
+    escalation = _escalation(value.get("escalation") or {})
+    _check_ways(roles, routing, escalation)
+    return OrgChart(roles=roles, routing=routing, escalation=escalation)
+
+
+def _check_ways(roles: Mapping[str, Role], routing: Sequence[Route], escalation: Escalation) -> None:
+    """Every question's way ends at somebody."""
+    named = [("routing", name) for route in routing for name in (*route.sources, route.target) if name != "*"]
+    for place, name in [*named, *(("escalation", name) for name in escalation.topic_routes.values())]:
+        if name not in roles:
+            hint = did_you_mean(name, roles) or f"roles: {', '.join(roles) or 'none'}"
+            raise UsageError(f"{place}: '{name}' is not a role ({hint})")
+    for kind in (kind for route in routing for kind in route.message_types):
+        if kind not in MESSAGE_TYPES:
+            raise UsageError(f"routing: '{kind}' is no message type ({', '.join(MESSAGE_TYPES)})")
 
 
 def reporting_cycle(roles: Mapping[str, Role]) -> list[str] | None:
@@ -161,6 +176,7 @@ def _route(given: Mapping[str, Any]) -> Route:
         sources=(sources,) if isinstance(sources, str) else tuple(sources),
         target=given["to"],
         topics=tuple(given.get("topics") or ()),
+        message_types=tuple(given.get("messageTypes") or ()),
         priority=int(given.get("priority") or 0),
     )
 
@@ -255,7 +271,11 @@ class _Compiler:
         try:
             chart_of(self._org_json())
         except UsageError as error:
-            place = next((p for name in roles if f"'{name}'" in str(error) and (p := self._role_path(name))), ())
+            ways = str(error).partition(":")[0]
+            if ways in {"routing", "escalation"}:
+                place: Path = ("structure", ways) if self._wrapped else (ways,)
+            else:
+                place = next((p for name in roles if f"'{name}'" in str(error) and (p := self._role_path(name))), ())
             self.mistakes.append(self._at(place, str(error), key=True))
 
     def _org_json(self) -> dict[str, Any]:

@@ -196,6 +196,19 @@ def lost_calls(execution: str) -> Write:
     return Write(_lost_calls(), {"b_execution": execution})
 
 
+@cache
+def _update_question(columns: tuple[str, ...]) -> Update:
+    rows = t.questions
+    values: dict[str, Any] = {name: bindparam(f"v_{name}") for name in columns}
+    return update(rows).where(rows.c.id == bindparam("b_id"), rows.c.state == bindparam("b_was")).values(values)
+
+
+def set_question(question_id: str, was: str, **columns: Any) -> Write:
+    """Set columns of a question that is in the state `was`; in another, the change is refused."""
+    params = {"b_id": question_id, "b_was": was} | {f"v_{name}": value for name, value in columns.items()}
+    return Write(_update_question(tuple(columns)), params, expect=1)
+
+
 def _set(table_name: str, row_id: str, columns: dict[str, Any]) -> Write:
     params = {"b_id": row_id} | {f"v_{name}": value for name, value in columns.items()}
     return Write(_update_by_id(table_name, tuple(columns)), params, expect=1)

@@ -259,6 +259,26 @@ class WorkspaceService:
         await self._tell(workspace.execution, kind, data)
         return result
 
+    async def take(self, workspace: Workspace, commit: str, *, since: str) -> MergeResult:
+        """Bring what `commit` changed since another commit into the tree, as work that is not committed.
+
+        Where it conflicts with what lies there, nothing is changed and the files are named.
+        """
+        check_commit(commit)
+        async with self._alone(workspace) as (mirror, place):
+            head, merging = await to_thread(layout.read_heads, place.git_dir)
+            staged = await trees.stage(self.git, place)
+            who = trees.identity("Parallax <parallax@parallax.invalid>")
+            words = trees.message_with("Work in progress", {}, "")
+            ours = await trees.commit_tree(self.git, mirror, staged.tree, (check_commit(since),), words, who)
+            merged = await trees.merge(self.git, mirror, ours, commit)
+            if not merged.conflicts:
+                await trees.write_out(self.git, place, merged.tree)
+                if not merging:
+                    await trees.plumb(self.git, place, "read-tree", "--reset", head)
+                await self._refresh(workspace, place)
+        return MergeResult(sha=head, conflicts=merged.conflicts)
+
     async def cleanup(self, execution_id: str) -> None:
         """Delete an execution's workspaces and snapshots. Its branches stay: they are the work."""
         layout.check_name(execution_id, "an execution")

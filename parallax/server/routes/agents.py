@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from parallax.events import Event
 from parallax.models import Agent
 from parallax.server import views
 from parallax.server.parts import Part, json_response
@@ -37,10 +36,7 @@ async def show(agent_id: str, parallax: Part) -> Response:
 async def tell(agent_id: str, body: Tell, parallax: Part) -> Response:
     """Delivered at the agent's next turn."""
     agent: Agent = parallax.supervisor.agent(parallax.agent_id(agent_id))
-    parallax.supervisor.tell(agent.id, body.text)
-    if agent.execution is not None:
-        data = {"text": body.text, "by": "person"}
-        await parallax.tell(Event(execution=agent.execution, type="agent.told", agent_id=agent.id, data=data))
+    await parallax.engine.tell(str(agent.execution), agent.id, body.text, by="person")
     return json_response(views.agent(agent), status=202)
 
 
