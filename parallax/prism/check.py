@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +17,8 @@ from . import nodes as n
 from .codegen import CodeGenerator
 from .errors import PrismError, Span, excerpt
 from .limits import DEFAULT, Limits
-from .rules import declared_anywhere, problems
-from .scopes import all_bound_names
+from .rules import problems
+from .scopes import all_bound_names, assigned_names, declarations
 from .statements import parse_with_errors
 
 FENCE = "Triple-backtick string: a Markdown fence inside ends it; use single backticks"
@@ -90,20 +90,50 @@ def _unknown_names(tree: n.Program, source: str, *, broken: bool) -> Iterator[Fi
     """The compiler knows which names no scope declares; after a syntax error some declarations may be missing."""
     generator = CodeGenerator(tree, "<check>", hosted=True, traced=False, builtins=BUILTINS)
     generator.program()
-    known = declared_anywhere(tree) | BUILTINS | HOST_NAMES
+    declared = declarations(tree)
+    known = declared.keys() | BUILTINS | HOST_NAMES
     for name, span in generator.unknown:
         if name in HOST_NAMES or (broken and re.search(rf"\b(let|const|fn|function|for)\s+{name}\b", source)):
             continue
         close = difflib.get_close_matches(name, sorted(known), n=1)
         yield f"Unknown name: {name}", span, f"did you mean '{close[0]}'?" if close else None
+    if not broken:
+        yield from _undeclared(tree, declared.keys())
+
+
+def _undeclared(tree: n.Program, declared: Collection[str]) -> Iterator[Finding]:
+    for node in n.walk(tree):
+        if isinstance(node, n.AssignmentStatement) and node.name not in declared:
+            close = difflib.get_close_matches(node.name, sorted(declared), n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"declare it with 'let {node.name}'"
+            yield f"Assignment to an undeclared name: {node.name}", node.span, hint
+
+
+def _own_counts(tree: n.Program) -> dict[str, tuple[int, int | None]]:
+    """How many arguments the program's own functions take, where a name can mean only one of them."""
+    declared, assigned = declarations(tree), assigned_names(tree)
+    counts = {}
+    for node in n.walk(tree):
+        match node:
+            case n.FunctionDeclaration(name=name, params=params):
+                pass
+            case n.VariableDeclaration(target=n.Identifier(name=name), value=n.Lambda(params=params)):
+                pass
+            case _:
+                continue
+        if declared[name] == 1 and name not in assigned:
+            least = sum(not param.rest and param.default is None for param in params)
+            counts[name] = (least, None if any(param.rest for param in params) else len(params))
+    return counts
 
 
 def _counts(tree: n.Program) -> Iterator[Finding]:
     bound = all_bound_names(tree)
+    counts = {name: count for name, count in COUNTS.items() if name not in bound} | _own_counts(tree)
     for node in n.walk(tree):
         match node:
-            case n.Call(callee=n.Identifier(name=name), args=args) if name in COUNTS and name not in bound:
-                least, most = COUNTS[name]
+            case n.Call(callee=n.Identifier(name=name), args=args) if name in counts:
+                least, most = counts[name]
                 if any(isinstance(arg, n.Spread) for arg in args) or (
                     least <= len(args) and (most is None or len(args) <= most)
                 ):

@@ -31,7 +31,7 @@ from .methods import Direct, Members
 from .modules import Program, resolve, show_line
 from .offload import EQUALITIES, Offload
 from .operators import HIGH, MEDIUM, Operators
-from .rules import declared_anywhere
+from .scopes import declarations
 from .values import (
     LIGHT,
     Array,
@@ -605,9 +605,7 @@ class Machine:
         if error.path is None:
             error.place(traceback_span(error.__traceback__) or Span(self.program.path, 1, 0))
         if error.hint is None:
-            names = (
-                name for tree in (self.program.tree, *self.program.trees.values()) for name in declared_anywhere(tree)
-            )
+            names = (name for tree in (self.program.tree, *self.program.trees.values()) for name in declarations(tree))
             error.hint = hints.for_run(error.message, {*names, *self.names})
         source = self.program.bundle.get(error.path or "")
         if source is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from . import nodes as n
 from .errors import PrismParseError, Span
-from .scopes import pattern_names
+from .scopes import declarations, declares, pattern_names
 
 PLACEHOLDER = "Placeholder (_) can only be used within pipeline expressions"
 BUILT_TEXT = "verify() takes a check name or an array of arguments, not built text"
@@ -48,7 +48,7 @@ def problems(tree: n.Program) -> list[PrismParseError]:
                     report(BUILT_TEXT, args[0], 'pass an array: verify(["npm", "test", "${x}"])')
                 if name in ("parallel", "race"):
                     for lambda_ in _branches(name, args):
-                        for assigned, place in outside_assignments(lambda_, declared_anywhere(tree)):
+                        for assigned, place in outside_assignments(lambda_, frozenset(declarations(tree))):
                             message = f"A parallel branch may not assign '{assigned}', which is declared outside it"
                             report(message, place, "return the value from the branch: parallel gives an array of them")
         stack.extend(reversed(list(_below(node, loop, pipe))))
@@ -87,36 +87,6 @@ def _branches(name: str, args: tuple[n.Expr | n.Spread, ...]) -> Iterator[n.Lamb
         yield args[1]
 
 
-def declared_anywhere(tree: n.Program) -> frozenset[str]:
-    result: set[str] = set()
-    for node in n.walk(tree):
-        result.update(_declares(node))
-    return frozenset(result)
-
-
-def _declares(node: n.Node) -> Iterator[str]:
-    match node:
-        case n.VariableDeclaration(target=target):
-            yield from pattern_names(target)
-        case n.FunctionDeclaration(name=name):
-            yield name
-        case n.Parameter(target=target):
-            yield from pattern_names(target)
-        case n.MatchArm(pattern=pattern):
-            yield from pattern_names(pattern)
-        case n.ForIn(name=name, second=second):
-            yield name
-            if second:
-                yield second
-        case n.Try(name=str() as name):
-            yield name
-        case n.AgentDeclaration(agents):
-            yield from (agent.name for agent in agents)
-        case n.Import():
-            yield from (name for name in (node.default, node.namespace) if name)
-            yield from (each.alias for each in node.names or ())
-
-
 def outside_assignments(branch: n.Lambda, declared: frozenset[str]) -> Iterator[tuple[str, n.Node]]:
     """The names that a branch assigns though they are declared outside it."""
     stack: list[tuple[n.Node, frozenset[str]]] = [(branch, frozenset())]
@@ -136,18 +106,18 @@ def outside_assignments(branch: n.Lambda, declared: frozenset[str]) -> Iterator[
         if isinstance(node, n.Block):
             for statement in node.statements:
                 own.update(
-                    _declares(
+                    declares(
                         statement.declaration
                         if isinstance(statement, n.Export) and statement.declaration
                         else statement
                     )
                 )
         elif isinstance(node, n.For | n.UncertainFor) and isinstance(node.init, n.VariableDeclaration):
-            own.update(_declares(node.init))
+            own.update(declares(node.init))
         elif isinstance(node, n.Lambda | n.FunctionDeclaration):
             for param in node.params:
-                own.update(_declares(param))
+                own.update(declares(param))
         else:
-            own.update(_declares(node))
+            own.update(declares(node))
         inner = inside | own
         stack.extend((child, inner) for child in reversed(list(n.children(node))))

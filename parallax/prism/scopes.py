@@ -8,6 +8,7 @@ back to the error, or, where the specification does not pre-declare, to the oute
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -135,21 +136,36 @@ def captures_own_names(body: Iterable[n.Node]) -> bool:
     return not declared.isdisjoint(used)
 
 
-def all_bound_names(tree: n.Node) -> set[str]:
-    """Every name that is declared or assigned anywhere: such a name may not stand for the builtin of that name."""
+def declares(node: n.Node) -> Iterable[str]:
+    """The names that this node declares, wherever: what `binds` says, and those of parameters, agents and imports."""
+    match node:
+        case n.Parameter():
+            return pattern_names(node.target)
+        case n.AgentDeclaration(agents):
+            return [agent.name for agent in agents]
+        case n.Import():
+            return [*(name for name in (node.default, node.namespace) if name), *(s.alias for s in node.names or ())]
+        case n.Pipeline():
+            return ()
+    return binds(node)
+
+
+def declarations(tree: n.Node) -> Counter[str]:
+    """Every name that is declared anywhere, and how often."""
+    return Counter(name for node in n.walk(tree) for name in declares(node))
+
+
+def assigned_names(tree: n.Node) -> set[str]:
+    """Every name that something is assigned to."""
     result: set[str] = set()
     for node in n.walk(tree):
         if isinstance(node, n.AssignmentStatement):
             result.add(node.name)
         elif isinstance(node, n.DestructuringAssignment):
             result.update(pattern_names(node.pattern))
-        elif isinstance(node, n.Parameter):
-            result.update(pattern_names(node))
-        elif isinstance(node, n.Import):
-            result.update(name for name in (node.default, node.namespace) if name)
-            result.update(each.alias for each in node.names or ())
-        elif isinstance(node, n.Agent):
-            result.add(node.name)
-        else:
-            result.update(binds(node))
     return result
+
+
+def all_bound_names(tree: n.Node) -> set[str]:
+    """Every name that is declared or assigned anywhere: such a name may not stand for the builtin of that name."""
+    return set(declarations(tree)) | assigned_names(tree)

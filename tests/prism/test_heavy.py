@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 
 import pytest
 
 from parallax.prism import Effect, Limits, Outcome, PrismLimitError, PrismRuntime, evaluate
 from parallax.prism import compile as compile_prism
+
+from .fakes import longest_turn
 
 SHARED = "let a = [1]; let b = [1]; for i in range(60) { a = [a, a]; b = [b, b] } "
 READERS = ["a == b", "a === b", "[b].includes(a)", "voting([a, b])", "String(a)", "JSON.stringify(a)", "a"]
@@ -53,30 +54,6 @@ class Watched:
         self.lines.append(line[:3])
 
 
-async def longest_turn(source: str) -> float:
-    """The most processor time, in seconds, that the loop's own thread used between two turns of the loop."""
-    turns = [0.0]
-
-    async def watch() -> None:
-        last = time.thread_time()
-        while True:
-            await asyncio.sleep(0.001)
-            now = time.thread_time()
-            turns.append(now - last)
-            last = now
-
-    runtime = PrismRuntime(compile_prism(source), Watched(), limits=Limits.hosted())
-    gc.collect()
-    gc.disable()  # a collection comes when it comes, and would be told as the program's time
-    watcher = asyncio.create_task(watch())
-    try:
-        await runtime.run()
-    finally:
-        gc.enable()
-        watcher.cancel()
-    return max(turns)
-
-
 @pytest.mark.parametrize(
     "work",
     ["JSON.stringify(o)", "voting(s)", '"${o}"', "String(o)", "sortBy('k')(xs)", "groupBy('k')(xs)", "xs === ys"],
@@ -91,7 +68,7 @@ async def test_a_heavy_builtin_leaves_the_loop_free(work: str) -> None:
         {work}
         return 1
     """
-    longest = await longest_turn(source)
+    _, longest = await longest_turn(source, Limits.hosted())
     print(f"{work}: {longest * 1000:.1f} ms")
     assert longest < 0.03
 

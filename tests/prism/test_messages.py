@@ -72,6 +72,26 @@ let z = 1 & 2
     assert check(source)[0].hint == "did you mean 'totl'?"
 
 
+def test_check_counts_the_arguments_of_own_functions_and_knows_what_was_declared() -> None:
+    source = """\
+fn both(a, b) { return a + b }
+let some = (x, ...rest) => x
+both(1)
+some()
+totl = both(1, 2, 3)
+let total = 0
+total = some(1, 2, 3)
+"""
+    assert [(d.line, d.message, d.hint) for d in check(source)] == [
+        (3, "both() takes 2 arguments, got 1", None),
+        (4, "some() takes at least 1 argument, got 0", None),
+        (5, "Assignment to an undeclared name: totl", "did you mean 'total'?"),
+        (5, "both() takes 2 arguments, got 3", None),
+    ]
+    several = "fn f(a) { a }\nif (1) { let f = () => 1\nf() }\nlet g = 1\ng = (x, y) => x\ng(1)"
+    assert check(several) == []  # which function a name means is not known here
+
+
 def test_check_is_silent_on_good_programs() -> None:
     assert check("let later = () => helper(1)\nfn helper(x) { x + input.n }\nlater()") == []
     assert isinstance(check("(")[0], Diagnostic)
