@@ -3,7 +3,7 @@
 AGENT ?= scripted
 BIN := .venv/bin
 
-.PHONY: help install demo serve check test faults cases fuzz bench lock clean
+.PHONY: help install demo serve check test faults cases fuzz stalls bench lock clean
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -29,8 +29,8 @@ test: check ## Everything that must hold before a change lands
 	@if command -v npm >/dev/null; then echo "the real CLIs, pinned:"; $(BIN)/python tests/conformance/install.py; fi
 	$(BIN)/pytest -n 2 --dist loadfile
 
-faults: install ## Kill the server at every bad moment, compare ledgers (FULL=1: more; RECORD=1: into docs/reliability.md)
-	PARALLAX_FAULTS=$(if $(FULL),full,fast) $(if $(RECORD),PARALLAX_FAULTS_PAGE=docs/reliability.md) \
+faults: install ## Kill the server at every bad moment, compare ledgers (FULL=1: more; RECORD=1: into docs/agents.md)
+	PARALLAX_FAULTS=$(if $(FULL),full,fast) $(if $(RECORD),PARALLAX_FAULTS_PAGE=docs/agents.md) \
 		$(BIN)/pytest tests/faults --timeout 3600
 
 cases: install ## The conformance cases of Prism
@@ -38,6 +38,9 @@ cases: install ## The conformance cases of Prism
 
 fuzz: install ## Many generated programs through Prism
 	PARALLAX_FUZZ=100000 $(BIN)/pytest tests/prism/test_fuzz.py --timeout 3600
+
+stalls: install ## 200 agents that stop getting anywhere and 50 slow ones, into docs/agents.md (20 minutes)
+	PARALLAX_STALLS=200 PARALLAX_STALL_LIMITS=3,30 $(BIN)/pytest -s tests/agents/test_stall_plays.py
 
 bench: install ## What pure Prism costs beside plain Python
 	$(BIN)/python bench/prism.py
