@@ -29,8 +29,8 @@ test: check ## Everything that must hold before a change lands
 	@if command -v npm >/dev/null; then echo "the real CLIs, pinned:"; $(BIN)/python tests/conformance/install.py; fi
 	$(BIN)/pytest -n 2 --dist loadfile
 
-faults: install ## Kill the server at every bad moment, compare ledgers (FULL=1: more; RECORD=1: into docs/agents.md)
-	PARALLAX_FAULTS=$(if $(FULL),full,fast) $(if $(RECORD),PARALLAX_FAULTS_PAGE=docs/agents.md) \
+faults: install ## Kill the server at every bad moment, compare ledgers (FULL=1: more; RECORD=1: into docs/reliability.md)
+	PARALLAX_FAULTS=$(if $(FULL),full,fast) $(if $(RECORD),PARALLAX_FAULTS_PAGE=docs/reliability.md) \
 		$(BIN)/pytest tests/faults --timeout 3600
 
 cases: install ## The conformance cases of Prism

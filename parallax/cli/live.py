@@ -46,6 +46,14 @@ def agent_name(agent_id: str | None) -> str:
     return "" if agent_id is None else ".".join(agent_id.split(".")[-2:])
 
 
+def parked_until(until: float | None) -> str:
+    """`parked until 05:00`, with the day where that is not within a day."""
+    if until is None:
+        return "parked"
+    form = "%H:%M" if until - time.time() < 86_400 else "%a %d %b %H:%M"
+    return f"parked until {time.strftime(form, time.localtime(until))}"
+
+
 class Story:
     """Follows the events of one execution."""
 
@@ -156,16 +164,20 @@ class Story:
         )
 
     def _on_agent_stalled(self, event: StreamEvent) -> None:
+        data = event.data
+        self._agent(event).doing = f"{data['kind'].replace('_', ' ')}: {data['cause']}"
         self.say(
-            ("! ", "yellow"), (agent_name(event.agent_id), "bold"),
-            f" has shown no sign of life for {event.data['silent_s']:.0f} s",
-        )  # fmt: skip
+            ("! ", "yellow"),
+            (agent_name(event.agent_id), "bold"),
+            f" is stalled ({data['kind']}): {cut(data['cause'], 200)}",
+        )
 
     def _on_agent_parked(self, event: StreamEvent) -> None:
-        until = event.data.get("until")
-        when = f" until {time.strftime('%H:%M', time.localtime(until))}" if until else ""
-        self._set(event, "parked")
-        self.say(("… ", "yellow"), (agent_name(event.agent_id), "bold"), f" is parked{when}: {event.data['cause']}")
+        parked = parked_until(event.data.get("until"))
+        self._set(event, "parked", doing=f"{parked}: {event.data['cause']}")
+        self.say(
+            ("… ", "yellow"), (agent_name(event.agent_id), "bold"), f" is {parked}: {cut(event.data['cause'], 200)}"
+        )
 
     def _on_agent_tool(self, event: StreamEvent) -> None:
         self._agent(event).doing = event.data["name"]

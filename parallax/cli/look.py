@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(executions)
     app.command()(show)
+    app.command()(agents)
     app.command()(logs)
     app.command()(diff)
     app.command()(land)
@@ -124,6 +125,41 @@ def _print_why(console: Any, step: dict[str, Any]) -> None:
     if step.get("commit"):
         turns = f", after {step['turns']} turns" if step["turns"] > 1 else ""
         console.print(styled(("    commit     ", "dim"), f"{step['commit'][:10]} on {step['branch']}{turns}"))
+
+
+def agents(
+    execution: Annotated[str | None, typer.Option("--execution", "-e", help="Only this one's.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the agents that have not ended: what each does, waits for, or is kept from."""
+
+    async def work(client: Any) -> None:
+        from parallax.cli.connection import resolve
+        from parallax.cli.output import out, print_json, print_table
+
+        only = None if execution is None else await resolve(client, execution)
+        found = await client.agents(only)
+        if as_json:
+            print_json({"agents": found})
+        elif not found:
+            out().print("no agent is running")
+        else:
+            print_table(out(), ("AGENT", "EXECUTION", "TYPE", "STATE", "SINCE", "WHY"), [_agent_line(a) for a in found])
+
+    with_client(work)
+
+
+def _agent_line(agent: dict[str, Any]) -> tuple[str, ...]:
+    import time
+
+    from parallax.cli.closing import short
+    from parallax.cli.live import agent_name, parked_until
+
+    state = parked_until(agent["until"]) if agent["state"] == "parked" else agent["state"]
+    if agent["stall"]:
+        state = f"{state}, stalled ({agent['stall']})"
+    since = f"{max(0.0, time.time() - agent['since']):.0f} s"
+    return agent_name(agent["id"]), short(agent["execution"]), agent["type"], state, since, agent["reason"] or ""
 
 
 def logs(
