@@ -3,7 +3,7 @@
 AGENT ?= scripted
 BIN := .venv/bin
 
-.PHONY: help install demo serve check test faults cases fuzz stalls bench lock clean
+.PHONY: help install demo serve check test faults cases fuzz stalls bench budgets lock clean
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -42,8 +42,12 @@ fuzz: install ## Many generated programs through Prism
 stalls: install ## 200 agents that stop getting anywhere and 50 slow ones, into docs/agents.md (20 minutes)
 	PARALLAX_STALLS=200 PARALLAX_STALL_LIMITS=3,30 $(BIN)/pytest -s tests/agents/test_stall_plays.py
 
-bench: install ## What pure Prism costs beside plain Python
+bench: install ## What pure Prism costs beside plain Python, and what the gateway adds to a call
 	$(BIN)/python bench/prism.py
+	$(BIN)/python bench/gateway.py
+
+budgets: install ## Twenty agents with random budgets at the gateway, against a provider that keeps its own books
+	PARALLAX_BUDGET_CALLS=300 $(BIN)/pytest -q -s tests/execution/test_budgets_at_the_gateway.py --timeout 1800
 
 lock: ## Write the locks anew from pyproject.toml (needs uv)
 	uv lock

@@ -4,50 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from budget_helpers import living, turn
 
 from parallax import failpoints
 from parallax.errors import AgentCrashed, BudgetExhausted
-from parallax.events import EventBus
-from parallax.execution.budget import Budgets, Meter
-from parallax.execution.journal import Journal
 from parallax.failpoints import FailpointError
-from parallax.models import Budget, Execution, ExecutionState, TaskResult, Usage
+from parallax.models import Budget, TaskResult, Usage
 from parallax.ports import ModelCall
-from parallax.storage.statements import Change, execution_row, insert_row
-from parallax.storage.store import Store
 
 RESULT = TaskResult(task_id="t", attempt=1, agent_id="a", value=None, message="done", stop="end_turn")
-
-
-class House:
-    """A store with executions, and the budgets of one life of a server."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.bus = EventBus(store)
-        self.budgets = Budgets()
-
-    async def take_in(self, id_: str, parent: str | None = None) -> None:
-        execution = Execution(
-            id=id_, pattern="p", version="1", hash="h", input={}, repo=None, base=None, parent=parent,
-            state=ExecutionState.RUNNING, created_at=time.time(), options={},
-        )  # fmt: skip
-        bundle = insert_row("bundles", {"hash": "h", "path": "p", "bundle": "{}"}, replace_row=True)
-        await self.store.commit(Change([bundle, insert_row("executions", execution_row(execution))]))
-
-    async def open(self, limit: Budget, id_: str = "e1", parent: str | None = None) -> Meter:
-        journal = await Journal.load(self.store, self.bus, id_, 0)
-        return await self.budgets.open(journal, self.store, limit, parent)
-
-    async def told(self, type_: str, id_: str = "e1") -> list[Any]:
-        return [event.data for event in await self.store.events(id_, 0) if event.type == type_]
 
 
 Life = Callable[[], Any]
@@ -56,22 +27,12 @@ Life = Callable[[], Any]
 @pytest.fixture
 def life(tmp_path: Path) -> Life:
     """`async with life() as house:` — each time another life of the server on the same store."""
-
-    @asynccontextmanager
-    async def live() -> AsyncIterator[House]:
-        async with Store(tmp_path / "parallax.db") as store:
-            yield House(store)
-
-    return live
+    return lambda: living(tmp_path / "parallax.db")
 
 
 def call(agent: str = "e1.eng.1", cost: int = 100, tokens: int = 10) -> ModelCall:
     most = Usage(input_tokens=tokens, cost=cost, priced="table")
     return ModelCall(agent_id=agent, provider="anthropic", model="m", most=most)
-
-
-def turn(meter: Meter, agent: str = "e1.eng.1", step: str = "s1", **limits: Budget) -> Any:
-    return meter.turn(agent_id=agent, role=agent.split(".")[1], step_key=step, task=f"e1/{step}/1", **limits)
 
 
 def used(cost: int, tokens: int = 5, priced: str = "table") -> Usage:

@@ -50,12 +50,16 @@ UNKNOWN: Final = Price(input=Decimal(15), output=Decimal(75), cached=Decimal("1.
 _OVERRIDES: Final = TypeAdapter(dict[str, Price])
 
 
+FLAT: Final = 100_000  # tokens of input up to which every list has one price; above, some have steps
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What is known of a model: who prices it, its own price or the list's, its context window in tokens."""
+    """What is known of a model: its price for short inputs, whether long ones may cost otherwise, its window."""
 
+    price: Price
     known: bool
-    own: Price | None
+    steps: bool
     window: int | None
 
 
@@ -88,23 +92,32 @@ class Prices:
     def priced(self, provider: str, model: str, usage: Usage) -> Usage:
         """The usage with its cost, rounded up, and `table`, or `estimated` where no list knows the model."""
         listed = self.model(provider, model)
-        if listed.own is not None:
-            dollars = listed.own.of(usage)
-        elif listed.known:
+        if listed.steps and usage.tokens - usage.output_tokens > FLAT:
             dollars = _list_price(provider, model, usage)
         else:
-            dollars = UNKNOWN.of(usage)
+            dollars = listed.price.of(usage)
         cost = int((dollars * 1_000_000).to_integral_value(ROUND_CEILING))
         return replace(usage, cost=cost, priced="table" if listed.known else "estimated")
 
     def _model(self, provider: str, model: str) -> Listed:
         if (own := self._overrides.get(model)) is not None:
-            return Listed(True, own, own.window)
+            return Listed(own, known=True, steps=False, window=own.window)
         try:
             found = _calc(provider, model, Usage(input_tokens=1))
         except LookupError:
-            return Listed(False, None, None)
-        return Listed(True, None, found.model.context_window)
+            return Listed(UNKNOWN, known=False, steps=False, window=None)
+
+        def each(kind: str) -> Decimal:
+            thousand = _list_price(provider, model, Usage(**{kind: 1000}))  # type: ignore[arg-type]
+            return thousand * 1000
+
+        price = Price(
+            input=each("input_tokens"),
+            output=each("output_tokens"),
+            cached=each("cached_tokens"),
+            cache_write=each("cache_write_tokens"),
+        )
+        return Listed(price, known=True, steps=True, window=found.model.context_window)
 
 
 def _calc(provider: str, model: str, usage: Usage) -> Any:
