@@ -76,9 +76,7 @@ class Life:
         if state not in MOVES[self.state]:
             raise ConflictError(f"agent '{self.agent.id}' is {self.state}: it cannot become {state}")
         reason = self._redact(reason)
-        pid = pid if state is AgentState.READY else self.agent.pid
-        if state in FINAL | {AgentState.PENDING, AgentState.STARTING, AgentState.PARKED}:
-            pid = None
+        pid = pid or self.agent.pid
         self.agent = replace(
             self.agent, state=state, since=time.time(), reason=reason or None, until=until, stall=None, pid=pid
         )
@@ -93,6 +91,10 @@ class Life:
         self.agent = replace(self.agent, stall=kind)
         if kind is not None:
             await self.say("agent.stalled", step_key, kind=kind, **data)
+
+    def bodiless(self) -> None:
+        """Its process has ended; its state says what becomes of it."""
+        self.agent = replace(self.agent, pid=None)
 
     def waits(self, reason: str) -> None:
         """Why it does not start yet: seen by whoever looks, told by the start that follows."""

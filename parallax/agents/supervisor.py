@@ -411,6 +411,7 @@ class AgentSupervisor:
         client, member.client = member.client, None
         if client is not None:
             await client.close()
+        member.life.bodiless()
         await self._doors.close_session(member.id)
 
     # -- keeping -----------------------------------------------------------------------------------------------------
