@@ -26,6 +26,7 @@ from parallax.agents.gateway.service import Gateway, GatewaySettings
 from parallax.agents.gateway.tools import ToolsEndpoint
 from parallax.agents.registries.memory import MemoryAgentRegistry
 from parallax.agents.runtimes.local import LocalRuntime
+from parallax.agents.runtimes.probe import probe
 from parallax.agents.supervisor import AgentSupervisor
 from parallax.agents.turn import Silence
 from parallax.config import Settings
@@ -103,11 +104,6 @@ class Parallax:
         settings = self.settings
         if settings.failpoints and not self._test_hooks:
             raise ConfigurationError("PARALLAX_FAILPOINTS is for tests: start the server with --test-hooks or unset it")
-        if settings.sandbox == "require":
-            raise ConfigurationError(
-                "PARALLAX_SANDBOX=require, but this version has no sandbox yet: set auto or off, "
-                "and run agents only on repositories and goals that you trust"
-            )
         try:
             failpoints.arm(settings.failpoints)
         except ValueError as error:
@@ -118,10 +114,9 @@ class Parallax:
         self.key = key_of(data)
         self.redact.learn(self.key)
         self.space = Space(data, settings.min_free_mb * MIB)
+        self.runtime = await self._open_runtime(data)
         self.store = await stack.enter_async_context(Store(settings.database, self.space.release))
         self.bus = EventBus(self.store)
-        self.runtime = LocalRuntime(owner_of(data), sandbox="off")
-        await self.runtime.sweep()
         self.credentials = self._credential_service(data)
         await self.credentials.start()
         stack.push_async_callback(self.credentials.close)
@@ -200,6 +195,19 @@ class Parallax:
             tell=self._tell_workspace,
         )
 
+    async def _open_runtime(self, data: Path) -> LocalRuntime:
+        """Processes of this host, in a sandbox that was seen to hold; what a killed server left behind is ended."""
+        wish = self.settings.sandbox
+        probed = await probe(wish, data)
+        if wish == "require" and probed.shut is None:
+            raise ConfigurationError(
+                f"PARALLAX_SANDBOX=require, but no sandbox works here: {probed.problem}; "
+                "`auto` would run agents without one, with all rights of your own"
+            )
+        runtime = LocalRuntime(owner_of(data), shut=probed.shut, wish=wish, problem=probed.problem)
+        await runtime.sweep()
+        return runtime
+
     def _engine(self, runtimes: RuntimeManager) -> ExecutionEngine:
         settings = self.settings
         free = psutil.virtual_memory().available // AGENT_MEMORY_B
@@ -252,6 +260,8 @@ class Parallax:
     def type_problem(self, type_: str) -> str | None:
         """Why an agent type cannot be used now, or None."""
         settings = self.settings
+        if refused := self.runtime.refusal("auto" if type_ == "scripted" else None):
+            return refused
         if type_ == "scripted" and settings.agent_script is not None and not settings.agent_script.is_file():
             return f"the agent script {settings.agent_script} (PARALLAX_AGENT_SCRIPT) is not there"
         environment = settings.provider_environment()

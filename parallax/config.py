@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     api_url: str | None = None
     api_key: SecretStr | None = None
     execution_engine: bool = True
-    sandbox: Literal["require", "auto", "off"] = "auto"
+    sandbox: Literal["require", "auto", "off"] | None = None  # None: require, and auto for agents of type scripted
     agent_timeout_ms: int = Field(default=30_000, ge=100, validation_alias="PARALLAX_AGENT_TIMEOUT")
     agent_silence_ms: int = Field(default=600_000, ge=200)
     agent_retries: int = Field(default=2, ge=0, le=20)

@@ -453,19 +453,28 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a process may use; None leaves it to the host."""
+    """What a process may use; None leaves it to the runtime, or to the host where there is no sandbox.
+
+    `memory_b` holds for each process, `processes` counts all of an agent's (with their threads), `files` are those that
+    one process has open, `file_b` is the size of one file.
+    """
 
     memory_b: int | None = None
     processes: int | None = None
     files: int | None = None
+    file_b: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSpec:
     """How to start a process, whatever runs it. `env` is the whole environment: nothing is inherited.
 
-    `argv` is never a shell string. `secrets` reach the environment of that one process only. `home` is private to the
-    agent and kept between its turns. `network` is none, gateway or open.
+    `argv` is never a shell string. `secrets` reach the environment of that one process only. Paths are those of the
+    host. In a sandbox the process sees `cwd` as /workspace and may write there, in `home` (private to the agent, kept
+    between its turns, /home/agent) and in `writable`; it reads what `readable` names, each at its own path (a program
+    with the package that it belongs to), `objects` (the mirror's, also as /mirror/objects), and the system. `network`
+    is none, gateway or open; `gateway` is the unix socket that is joined to 127.0.0.1:8899 inside. `sandbox` is what
+    the agent's type wishes where the user has said nothing: require (None means the same), auto or off.
     """
 
     argv: tuple[str, ...]
@@ -474,7 +483,10 @@ class LaunchSpec:
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     home: Path | None = None
     readable: tuple[Path, ...] = ()
+    writable: tuple[Path, ...] = ()
+    objects: Path | None = None
     network: str = "gateway"
+    gateway: Path | None = None
     limits: Limits = field(default_factory=Limits)
     labels: Mapping[str, str] = field(default_factory=dict)
     sandbox: str | None = None

@@ -97,7 +97,8 @@ class AgentSession:
     """What an agent needs to start: who it is, where it lives and works, what it may do.
 
     `home` is private to the agent, kept between turns, never under a world-writable directory. `cli_session` is the
-    CLI's own session id, when one is to be resumed. `door` is the gateway's; None where there is no gateway.
+    CLI's own session id, when one is to be resumed. `door` is the gateway's; None where there is no gateway. `objects`
+    are the git objects that the tree borrows. `shut_in`: a sandbox of ours holds it, and all names are those inside.
     """
 
     agent_id: str
@@ -111,6 +112,8 @@ class AgentSession:
     cli_session: str | None = None
     door: ModelDoor | None = None
     env: Mapping[str, str] | None = None
+    objects: Path | None = None
+    shut_in: bool = False
 
     @property
     def model_door(self) -> ModelDoor | None:
@@ -231,7 +234,11 @@ class AgentProcess(Protocol):
         ...
 
     async def stop(self, grace_s: float) -> int:
-        """Close input, wait, SIGTERM to the whole group, wait, SIGKILL to the whole group. Returns the exit code."""
+        """Close input, wait, SIGTERM to all of it, wait, SIGKILL to all of it. Returns the exit code."""
+        ...
+
+    def cpu_s(self) -> float:
+        """Seconds of processor time that the whole process tree has used so far: a sign of life."""
         ...
 
 
@@ -239,6 +246,10 @@ class AgentRuntime(Protocol):
     """A place where agent processes run."""
 
     name: str
+
+    def inside(self, session: AgentSession) -> AgentSession:
+        """The session with the names that its places have for the agent: what a CLI module is given."""
+        ...
 
     async def start(self, spec: LaunchSpec) -> AgentProcess:
         """Start the process; raises AgentUnavailable when its program is missing."""

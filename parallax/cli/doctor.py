@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import re
 import shutil
 import sqlite3
 import subprocess
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from parallax._version import __version__
+
+if TYPE_CHECKING:
+    from parallax.agents.clis.catalogue import Readiness
+    from parallax.agents.runtimes.probe import Probed
+    from parallax.config import Settings
 
 # The write-ahead log of SQLite 3.7.0 to 3.51.2 can lose a write when two connections checkpoint (fixed in 3.51.3, and
 # in 3.50.7 and 3.44.6). Parallax has one connection that writes and checkpoints, so it is not met; still, say it.
@@ -32,13 +39,16 @@ class Finding:
 def report(*, as_json: bool) -> int:
     """Print the findings; 1 when something that Parallax cannot do without is missing."""
     from parallax.agents.clis import catalogue
+    from parallax.agents.runtimes.local import LocalRuntime
     from parallax.cli.output import out, print_json, styled
     from parallax.config import load
 
     settings = load()
-    findings = [_python(), _git(), _sqlite(), _data(settings.data_dir), _sandbox(settings.sandbox)]
+    probed = _probed(settings)
+    refused = LocalRuntime("doctor", shut=probed.shut, wish=settings.sandbox, problem=probed.problem).refusal(None)
+    findings = [_python(), _git(), _sqlite(), _data(settings.data_dir), _sandbox(settings.sandbox, probed)]
     agents = [
-        catalogue.probe(type_, environ=settings.provider_environment(), script=settings.agent_script)
+        _shut_in(catalogue.probe(type_, environ=settings.provider_environment(), script=settings.agent_script), refused)
         for type_ in catalogue.known_types()
         if type_ != "scripted"
     ]
@@ -70,8 +80,13 @@ def _agent_line(agent: Any) -> list[Any]:
         return [mark, (f"{agent.type:<10}", "bold"), (str(agent.problem), "dim")]
     adapter = f" through {Path(agent.adapter).name}" if agent.adapter else ""
     version = f" {agent.version}" if agent.version else ""
-    account = f"account: {agent.how}" if agent.account else str(agent.problem)
+    account = str(agent.problem) if agent.problem else f"account: {agent.how}"
     return [mark, (f"{agent.type:<10}", "bold"), f"found{version}{adapter}; {account}"]
+
+
+def _shut_in(agent: Readiness, refused: str | None) -> Readiness:
+    """An agent that may not run without a sandbox is not ready without one."""
+    return replace(agent, ready=False, problem="needs a sandbox, see above") if refused and agent.ready else agent
 
 
 def _python() -> Finding:
@@ -109,8 +124,24 @@ def _data(directory: Any) -> Finding:
     return Finding(part="data", state=state, found=f"{directory}, {free / 1024**3:.0f} GB free")
 
 
-def _sandbox(wish: str) -> Finding:
+def _probed(settings: Settings) -> Probed:
+    """Start a real sandbox and look what a process in it can do."""
+    from parallax.agents.runtimes.probe import probe
+
+    with tempfile.TemporaryDirectory(prefix="parallax-doctor-") as scratch:
+        return asyncio.run(probe(settings.sandbox, settings.data_dir, Path(scratch)))
+
+
+def _sandbox(wish: str | None, probed: Probed) -> Finding:
+    if probed.shut is not None:
+        words = "bubblewrap; seen to hold: no file of yours, no environment of the server, no network but the gateway"
+        return Finding(part="sandbox", state="ok", found=words)
+    if wish in {"off", "auto"}:
+        return Finding(
+            part="sandbox", state="warn", found=f"none ({probed.problem}); agents run with all rights of your own",
+            remedy="run agents only on repositories and goals that you trust",
+        )  # fmt: skip
     return Finding(
-        part="sandbox", state="warn", found=f"off (wish: {wish}); agents run as you, in workspaces of their own",
-        remedy="run agents only on repositories and goals that you trust",
+        part="sandbox", state="bad" if wish == "require" else "warn", found=f"none: {probed.problem}",
+        remedy="until then only scripted agents run; PARALLAX_SANDBOX=off runs all without, with all rights of yours",
     )  # fmt: skip

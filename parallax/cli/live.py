@@ -64,6 +64,7 @@ class Story:
         self.ended: str | None = None
         self.started_at = time.time()
         self._at: float | None = None
+        self._sandbox: str | None = None
         self._live: Live | None = None
         self._spinner = Spinner("dots")
 
@@ -144,6 +145,15 @@ class Story:
 
     def _on_agent_starting(self, event: StreamEvent) -> None:
         self._set(event, "starting", type=event.data["type"])
+        if (sandbox := event.data["sandbox"]) == self._sandbox:
+            return
+        self._sandbox = sandbox
+        if sandbox == "off":
+            self.say(("! ", "yellow"), "no sandbox: agents run with all rights of your own", whole=True)
+        else:
+            self.say(
+                f"agents and checks run in a sandbox ({sandbox}): they reach their workspace, no other file of yours"
+            )
 
     def _on_agent_ready(self, event: StreamEvent) -> None:
         self._set(event, "ready", doing="")

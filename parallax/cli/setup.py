@@ -34,7 +34,9 @@ async def _init(start: Path, *, force: bool, tries: bool, as_json: bool) -> None
     import tempfile
 
     from parallax.agents.runtimes.local import LocalRuntime
+    from parallax.agents.runtimes.probe import probe
     from parallax.cli.output import err, out, print_json
+    from parallax.config import load
     from parallax.errors import UsageError
     from parallax.workspaces.checks import CheckRunner
     from parallax.workspaces.detection import detect, dump, monorepo_hints
@@ -43,7 +45,11 @@ async def _init(start: Path, *, force: bool, tries: bool, as_json: bool) -> None
     from parallax.workspaces.service import WorkspaceService
 
     with tempfile.TemporaryDirectory(prefix="parallax-init-") as scratch:
-        runtime = LocalRuntime(f"init-{Path(scratch).name}")
+        settings = load()
+        probed = await probe(settings.sandbox, settings.data_dir, Path(scratch) / "sandbox")
+        runtime = LocalRuntime(
+            f"init-{Path(scratch).name}", shut=probed.shut, wish=settings.sandbox, problem=probed.problem
+        )
         service = WorkspaceService(Path(scratch), Git(), runtime)
         repo = await service.open_repository(str(start))
         root = repo.local or start

@@ -49,6 +49,7 @@ class AgentProxy:
         default_types: tuple[str, ...],
         places: asyncio.Semaphore,
         homes: Path,
+        objects: Path | None,
         retry: RetryPolicy,
         meter: Meter,
     ) -> None:
@@ -59,6 +60,7 @@ class AgentProxy:
         self._default_types = default_types
         self._places = places
         self._homes = homes
+        self._objects = objects
         self._retry = retry
         self._meter = meter
         self._slots: dict[str, list[Slot]] = {}
@@ -188,6 +190,7 @@ class AgentProxy:
             tree=tree,
             preset=preset,
             model=(self._execution.options or {}).get("model"),
+            objects=self._objects,
         )
         async with self._meter.turn(
             agent_id=slot.agent_id,

@@ -537,6 +537,7 @@ class ExecutionEngine:
             default_types=self._default_types,
             places=self._places,
             homes=self._homes,
+            objects=None if repo is None else repo.objects,
             retry=self._retry,
             meter=meter,
         )

@@ -156,7 +156,8 @@ class CheckRunner:
             cwd=path,
             env={**_environment(profile), "HOME": str(home)},
             home=home,
-            readable=(repo.objects,),
+            objects=repo.objects,
+            sandbox="auto",  # where the agents may run, their work may be checked
             network=network,
             labels={"kind": "check"},
         )

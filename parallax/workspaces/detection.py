@@ -270,7 +270,7 @@ _COMMENTS: Final = {
     "defaults": "quick judges every attempt, full judges the merged result.",
     "copy": "Files that git does not have but the work needs. `from -> to` renames; never list secrets.",
     "env": "Environment variables of checks, besides PATH, HOME, LANG and CI.",
-    "network": "What agents may reach: none, gateway or open. This version has no sandbox to hold them to it.",
+    "network": "What set-up commands may reach: none, gateway or open. Checks reach nothing.",
     "ports": "Environment variables that shall get a free port each; noted, not served in this version.",
     "protected": "Paths that a person wants to see before a change of them lands; noted, not enforced in this version.",
     "known_red": "Tests that fail on the base already; noted, not read in this version.",

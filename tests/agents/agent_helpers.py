@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
-from parallax.agents.runtimes.local import MARK
+from parallax.agents.runtimes import bubblewrap
+from parallax.agents.runtimes.bubblewrap import Bubblewrap
+from parallax.agents.runtimes.leash import MARK
 from parallax.models import Question, Task, TaskResult
 
 
@@ -16,6 +21,16 @@ def task(text: str = "go", **fields: Any) -> Task:
         **{"id": "e1/s1/1", "execution": "e1", "step_key": "s1", "attempt": 1, "role": "engineer", "text": text}
         | fields
     )
+
+
+def sandbox(etc: Path, data: Path | None = None) -> Bubblewrap:
+    """The sandbox of this host; the test is skipped where bubblewrap is not installed, unless CI says it must be."""
+    found = bubblewrap.prepare(etc, (Path.home(), *([data] if data else [])))
+    if found is None:
+        if os.environ.get("PARALLAX_REQUIRE_SANDBOX"):
+            pytest.fail("PARALLAX_REQUIRE_SANDBOX is set, but bubblewrap is not installed")
+        pytest.skip("bubblewrap is not installed")
+    return found
 
 
 def marked(owner: str) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_helpers import marked
+from agent_helpers import marked, sandbox
 
 from parallax.agents.clients.acp import AcpClient
 from parallax.agents.clis.scripted import ScriptedCLI
@@ -27,7 +27,13 @@ def owner() -> str:
 
 @pytest.fixture
 def runtime(owner: str) -> LocalRuntime:
-    return LocalRuntime(owner)
+    return LocalRuntime(owner, wish="off")
+
+
+@pytest.fixture
+def shut_runtime(owner: str, tmp_path: Path) -> LocalRuntime:
+    """A runtime that shuts its agents in."""
+    return LocalRuntime(owner, shut=sandbox(tmp_path / "etc"), wish="require")
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ async def test_a_stop_that_is_cancelled_still_kills(runtime: LocalRuntime, tmp_p
 
 async def test_sweep_ends_what_a_former_life_left_and_spares_the_rest(tmp_path: Path, owner: str) -> None:
     sleep = "import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])"
-    former, other, now = LocalRuntime(owner), LocalRuntime(f"{owner}x"), LocalRuntime(owner)
+    former, other, now = (LocalRuntime(name, wish="off") for name in (owner, f"{owner}x", owner))
     left = await former.start(python(sleep, tmp_path))
     foreign = await other.start(python(sleep, tmp_path))
     ours = await now.start(python(sleep, tmp_path))

@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from agent_helpers import marked
+from agent_helpers import marked, sandbox
 from conformance_bench import KEYS, Bench
 from install import PACKAGES, cache, install
 
@@ -54,9 +54,10 @@ async def bench(request: pytest.FixtureRequest, clis: dict[str, Path], place: Pa
             "anthropic": [Account(base_url=f"{model.url}/{scenario}", key=Secret(KEYS["anthropic"]))],
             "openai": [Account(base_url=f"{model.url}/{scenario}/v1", key=Secret(KEYS["openai"]))],
         }
-        gateway = Gateway(GatewaySettings(accounts=accounts), providers_of=providers)
+        gateway = Gateway(GatewaySettings(accounts=accounts, sockets=place / "gateway"), providers_of=providers)
         await gateway.start()
-        bench = Bench(model, gateway, LocalRuntime(owner), place, clis, [])
+        runtime = LocalRuntime(owner, shut=sandbox(place / "etc"), wish="require")
+        bench = Bench(model, gateway, runtime, place, clis, [])
         try:
             yield bench
         finally:

@@ -13,7 +13,7 @@ import pytest
 from agent_helpers import play, task
 from conformance_bench import KEYS, Bench
 
-from parallax.agents.runtimes.local import MARK
+from parallax.agents.runtimes.leash import MARK
 from parallax.errors import AgentError, LoginNeeded, ProviderLimited
 from parallax.models import Question
 
@@ -61,7 +61,7 @@ async def test_it_edits_a_file_runs_a_command_and_reports(bench: Bench, type_: s
     assert seen
     for env in seen:
         assert not set(KEYS.values()) & set(env.values())
-        assert env["HOME"] == str(bench.place / "home")
+    assert {env["HOME"] for env in seen if "HOME" in env} == {"/home/agent"}
     traffic = bench.gateway.traffic(bench.agent_id)
     assert traffic is not None
     assert (traffic.requests, traffic.input_tokens, traffic.output_tokens, traffic.last_status) == (3, 300, 60, 200)

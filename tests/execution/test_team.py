@@ -214,7 +214,7 @@ async def test_integrate_without_any_check_is_believed_at_half_at_most(place: An
 
 
 async def test_an_agent_that_crashes_is_tried_again_from_where_the_step_began(team: TeamFactory) -> None:
-    flag = {"run": ["sh", "-c", "test -e ../../../crashed || { touch ../../../crashed; touch debris; kill -9 $PPID; }"]}
+    flag = {"run": ["sh", "-c", "test -e ~/crashed || { touch ~/crashed debris; kill -9 $PPID; }"]}
     async with team(script(engineer=[flag, *RIGHT]), agent_retries=1) as t:
         done = await t.run(ORG + 'assign("engineer", "make it 42", {id: "fix", verify: "quick"})')
         assert done.state == ExecutionState.SUCCEEDED, done.reason

@@ -37,7 +37,18 @@ from pydantic import ValidationError
 
 from parallax._version import __version__
 from parallax.agents.clients import acp_shapes as shapes
-from parallax.agents.clients.common import GRACE_S, MESSAGE_LIMIT, START_S, HasMeta, Pulse, cpu_s, prepare_home
+from parallax.agents.clients.common import (
+    GRACE_S,
+    MESSAGE_LIMIT,
+    START_S,
+    HasMeta,
+    Pulse,
+    addressed,
+    cpu_s,
+    inside,
+    launch,
+    prepare_home,
+)
 from parallax.agents.clients.failures import AUTH_REQUIRED, failure, hidden_in
 from parallax.agents.clients.report import has_marks, read_report
 from parallax.agents.clients.wire import CHUNK, FrameTransport, Tail
@@ -163,6 +174,7 @@ class AcpClient:
         self._runtime = runtime
         self._cli = cli
         self._session = session
+        self._inside = inside(runtime, cli, session)
         self._program = program
         self._start_s = start_s
         self._grace_s = grace_s
@@ -184,8 +196,9 @@ class AcpClient:
 
     async def open(self) -> str | None:
         """Start the process, greet it, begin or continue a session; returns the session's id."""
-        prepare_home(self._cli, self._session)
-        self._process = process = await self._runtime.start(self._cli.launch(self._session, self._program))
+        prepare_home(self._cli, self._session, self._inside)
+        spec = launch(self._runtime, self._cli, self._session, self._program)
+        self._process = process = await self._runtime.start(spec)
         self._exit = asyncio.create_task(process.wait(), name=f"exit of {self._session.agent_id}")
         self._errors = asyncio.create_task(self._read_errors(process), name=f"stderr of {self._session.agent_id}")
         transport = FrameTransport(
@@ -238,8 +251,8 @@ class AcpClient:
     async def _begin(self, greeting: InitializeResponse) -> str:
         """Continue the known session where the CLI can, else begin one: the id that comes back tells which it was."""
         assert self._connection is not None
-        cwd, known = str(self._session.tree), self._session.cli_session
-        meta: dict[str, Any] = dict(self._cli.meta(self._session)) if isinstance(self._cli, HasMeta) else {}
+        cwd, known = str(self._inside.tree), self._session.cli_session
+        meta: dict[str, Any] = dict(self._cli.meta(self._inside)) if isinstance(self._cli, HasMeta) else {}
         can, resume = greeting.agent_capabilities, self._cli.quirks.resume
         servers = _tool_servers(self._session.tools, can)
         try:
@@ -277,9 +290,9 @@ class AcpClient:
             raise RuntimeError("an agent does one turn at a time")
         if not self.alive:
             raise self._unfit or await self._death("before its turn")
-        turn = self._turn = _Turn(task)
+        turn = self._turn = _Turn(addressed(task, self._inside))
         self._pulse.heard()
-        prompt = asyncio.create_task(self._prompt(task), name=f"turn of {self._session.agent_id}")
+        prompt = asyncio.create_task(self._prompt(turn.task), name=f"turn of {self._session.agent_id}")
         prompt.add_done_callback(lambda _: turn.wake())
         try:
             while turn.failure is None:

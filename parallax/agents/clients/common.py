@@ -6,26 +6,20 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 from parallax.agents.clients.wire import Tail
 from parallax.errors import LoginNeeded
-from parallax.ports import AgentCLI, AgentSession, Vitals
+from parallax.models import LaunchSpec, Task
+from parallax.ports import AgentCLI, AgentProcess, AgentRuntime, AgentSession, Vitals
 
 START_S: Final = 60.0
 GRACE_S: Final = 10.0
 SAME_READ_S: Final = 0.05  # what came so close together came at once
+WORKSPACE_PATH: Final = "{{workspace.path}}"  # in a task: the tree, by the name that the agent has for it
 MESSAGE_LIMIT: Final = 1_048_576  # characters of a message that are kept: its end, where the report is
-
-
-@runtime_checkable
-class HasCpu(Protocol):
-    """A process whose processor time can be seen; not every runtime has one."""
-
-    def cpu_s(self) -> float:
-        """Seconds of processor time used by its tree."""
-        ...
 
 
 @runtime_checkable
@@ -68,18 +62,48 @@ class Pulse:
         )
 
 
-def cpu_s(process: object) -> float:
-    """Processor time of a process tree, 0 where it cannot be seen."""
-    return process.cpu_s() if isinstance(process, HasCpu) else 0.0
+def cpu_s(process: AgentProcess | None) -> float:
+    """Processor time of an agent's process tree; 0 while it has none."""
+    return 0.0 if process is None else process.cpu_s()
 
 
-def prepare_home(cli: AgentCLI, session: AgentSession) -> None:
+def inside(runtime: AgentRuntime, cli: AgentCLI, session: AgentSession) -> AgentSession:
+    """The session as the agent knows it. A CLI with a login of its own needs the open network, and keeps its names."""
+    known = runtime.inside(session)
+    return replace(known, door=session.door) if _network(cli, session) == "open" else known
+
+
+def launch(runtime: AgentRuntime, cli: AgentCLI, session: AgentSession, program: str) -> LaunchSpec:
+    """How to start the CLI. It speaks of its places by the names inside; the runtime mounts what they are here."""
+    spec = cli.launch(inside(runtime, cli, session), program)
+    return replace(
+        spec,
+        cwd=session.tree,
+        home=session.home,
+        objects=session.objects,
+        network=_network(cli, session) or spec.network,
+        gateway=session.door.socket if session.door is not None else None,
+    )
+
+
+def _network(cli: AgentCLI, session: AgentSession) -> str | None:
+    """`open` for a login of the CLI's own: its traffic does not pass through the gateway."""
+    return "open" if session.model_door is None and isinstance(cli, HasLogin) else None
+
+
+def addressed(task: Task, session: AgentSession) -> Task:
+    """The task with the agent's own name of its workspace; `session` is the one inside."""
+    return replace(task, text=task.text.replace(WORKSPACE_PATH, str(session.tree)))
+
+
+def prepare_home(cli: AgentCLI, session: AgentSession, known: AgentSession | None = None) -> None:
     """Write the CLI's configuration, and without a door the user's login, into the agent's home: nobody else reads it.
 
-    Any link in the way is replaced, never followed: the home was the agent's between two turns.
+    `known` is the session as the agent knows it, where that differs. Any link in the way is replaced, never followed:
+    the home was the agent's between two turns.
     """
     session.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, text in cli.files(session).items():
+    for name, text in cli.files(known or session).items():
         _write(session.home, name, text.encode())
     if session.model_door is None and isinstance(cli, HasLogin):
         _copy_login(cli.type, cli.login_files(), session)

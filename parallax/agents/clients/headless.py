@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from typing import Final
 
-from parallax.agents.clients.common import GRACE_S, MESSAGE_LIMIT, Pulse, cpu_s, prepare_home
+from parallax.agents.clients.common import GRACE_S, MESSAGE_LIMIT, Pulse, addressed, cpu_s, inside, launch, prepare_home
 from parallax.agents.clients.failures import failure
 from parallax.agents.clients.report import read_report
 from parallax.agents.clients.wire import CHUNK, Lines, Tail
@@ -53,7 +53,7 @@ class HeadlessClient:
 
     async def open(self) -> str | None:
         """Prepare the home; the process comes with the first turn. Returns the session's id, if one is continued."""
-        prepare_home(self._cli, self._session)
+        prepare_home(self._cli, self._session, inside(self._runtime, self._cli, self._session))
         return self._session.cli_session
 
     async def turn(self, task: Task) -> AsyncGenerator[Progress | Question | TaskResult, None]:
@@ -63,9 +63,10 @@ class HeadlessClient:
         if self._closed:
             raise AgentCrashed("The agent was stopped")
         self._cancelled = False
+        task = addressed(task, inside(self._runtime, self._cli, self._session))
         self._task, self._started = task, time.monotonic()
         arguments, data = self._cli.prompt(task)
-        spec = self._cli.launch(self._session, self._program)
+        spec = launch(self._runtime, self._cli, self._session, self._program)
         process = self._process = await self._runtime.start(replace(spec, argv=(*spec.argv, *arguments)))
         self._pulse.heard()
         reading = self._reading = _Reading(self._cli, process, self._pulse)

@@ -84,8 +84,15 @@ class Claude(AcpDialect):
         env, secrets = environment(session)
         if self.executable:
             env["CLAUDE_CODE_EXECUTABLE"] = self.executable
-        labels = {"agent": session.agent_id}
-        return LaunchSpec(argv=(program,), cwd=session.tree, env=env, secrets=secrets, home=session.home, labels=labels)
+        return LaunchSpec(
+            argv=(program,),
+            cwd=session.tree,
+            env=env,
+            secrets=secrets,
+            home=session.home,
+            readable=(Path(self.executable),) if self.executable else (),
+            labels={"agent": session.agent_id},
+        )
 
     def files(self, session: AgentSession) -> Mapping[str, str]:
         """Permissions by preset."""

@@ -82,8 +82,15 @@ class Codex(AcpDialect):
             env["MODEL_PROVIDER"] = "parallax"
         if self.executable:
             env["CODEX_PATH"] = self.executable
-        labels = {"agent": session.agent_id}
-        return LaunchSpec(argv=(program,), cwd=session.tree, env=env, secrets=secrets, home=session.home, labels=labels)
+        return LaunchSpec(
+            argv=(program,),
+            cwd=session.tree,
+            env=env,
+            secrets=secrets,
+            home=session.home,
+            readable=(Path(self.executable),) if self.executable else (),
+            labels={"agent": session.agent_id},
+        )
 
     def files(self, session: AgentSession) -> Mapping[str, str]:
         """The model's provider and the sandbox by preset."""

@@ -39,6 +39,7 @@ class ScriptedCLI(AcpDialect):
             secrets=secrets,
             home=session.home,
             readable=(AGENT, self.script),
-            network="none",
+            writable=() if self.ledger is None else (self.ledger,),
+            sandbox="auto",  # it is ours, and demos and tests run where there is no sandbox
             labels={"agent": session.agent_id},
         )

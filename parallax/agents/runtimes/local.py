@@ -1,10 +1,9 @@
 """Agents as processes of this host. The supervisor starts them here; clients read and write their streams.
 
-Choice of leash: a process gets a session of its own, so one signal reaches its whole group, and a mark in its
-environment, PARALLAX_OWNER=<owner>:<life>.<number>, which children inherit even when they leave the group and outlive
-their parent. `stop` ends the group and then whatever still carries the mark; `sweep`, called when a server starts, ends
-what a killed server left behind. (A process that wipes its environment and leaves the group escapes both; only a
-sandbox with a process namespace stops that one.)
+With bubblewrap each process gets a place of its own (`bubblewrap` says what it finds there); without, it runs as the
+server's user and is held by its group and a mark in its environment, PARALLAX_OWNER=<owner>:<life>.<number>. `sweep`,
+called when a server starts, ends what a killed server left behind. Which of the two it is, is asked for by setting,
+probed once (`probe`), and never changed behind the user's back.
 
 Streams are read in chunks, never by line: a line limit in the stream reader turns a long line into an exception.
 """
@@ -13,24 +12,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import shutil
 import signal
+import socket
+import struct
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, cast
 
 import psutil
 
+from parallax.agents.runtimes import tree
+from parallax.agents.runtimes.bubblewrap import HOME, PORT, SOCKET, Bubblewrap, limits
+from parallax.agents.runtimes.leash import MARK, GroupLeash, Leash, NamespaceLeash
 from parallax.errors import AgentCrashed, AgentUnavailable
 from parallax.models import LaunchSpec, Limits
+from parallax.ports import AgentSession
 
-MARK: Final = "PARALLAX_OWNER"
 AGENT_MEMORY_B: Final = 600_000_000  # what an idle coding CLI needs, seen on six of them: 250 to 550 MB
 STREAM_BUFFER_B: Final = 65_536
 HELD_PIPE_S: Final = 0.5  # how long output is waited for after the exit, where a descendant holds the pipe
+ENTER_S: Final = 30.0  # for a sandbox to be built and the agent to be executed: a tenth of a second on an idle machine
 
 
 class _Pipes(asyncio.subprocess.SubprocessStreamProtocol):
@@ -69,14 +75,17 @@ class _Pipes(asyncio.subprocess.SubprocessStreamProtocol):
 class LocalProcess:
     """A process of this host with its whole tree."""
 
-    def __init__(self, transport: asyncio.SubprocessTransport, pipes: _Pipes, mark: str) -> None:
+    def __init__(self, transport: asyncio.SubprocessTransport, pipes: _Pipes, leash: Leash, mark: str) -> None:
         self._transport = transport
         self._pipes = pipes
+        self._leash = leash
         self._pid = transport.get_pid()
         self._mark = mark
         self._stopping = asyncio.Lock()
         self._input_closed = False
         self._cpu_s = 0.0
+        self._code: int | None = None
+        self._gone = False
 
     @property
     def handle(self) -> Mapping[str, str]:
@@ -94,13 +103,11 @@ class LocalProcess:
             raise AgentCrashed(f"the agent's process {self._pid} no longer reads its input") from None
 
     async def close_input(self) -> None:
-        """Close standard input."""
+        """Close standard input, after what was written before."""
         stdin = self._pipes.stdin
         assert stdin is not None
         self._input_closed = True
-        stdin.close()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            await stdin.wait_closed()
+        stdin.close()  # its end is not waited for: a cancelled wait would make asyncio stumble over it later
 
     async def read_out(self, n: int) -> bytes:
         """At most n bytes of standard output."""
@@ -115,18 +122,21 @@ class LocalProcess:
     async def wait(self) -> int:
         """The exit code."""
         await self._pipes.exited.wait()
-        code = self._transport.get_returncode()
-        assert code is not None
-        return code
+        if self._code is None:
+            code = self._transport.get_returncode()
+            assert code is not None
+            self._code = self._leash.exit_code(code)
+        return self._code
 
     async def stop(self, grace_s: float) -> int:
-        """Close input, SIGTERM to the group, SIGKILL to the group and to all that carries the mark: within `grace_s`.
+        """Close input, SIGTERM to all of it, SIGKILL to all of it, within `grace_s`; nothing lives when this returns.
 
         The first 60 % of the grace belong to closing the input: nearly every agent leaves on that. A process whose
         input was closed before gets the signal at once.
         """
         async with self._stopping:
-            tree = _tree(self._pid)
+            if self._gone:
+                return await self.wait()
             try:
                 if not self._input_closed:
                     with contextlib.suppress(TimeoutError):
@@ -134,63 +144,130 @@ class LocalProcess:
                             await self.close_input()
                             await self._pipes.exited.wait()
                 if not self._pipes.exited.is_set():
-                    _signal_group(self._pid, signal.SIGTERM)
+                    self._leash.signal(signal.SIGTERM)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(grace_s * 0.4):
                             await self._pipes.exited.wait()
             finally:  # whoever cancels us wants a quicker end, not a survivor
-                _signal_group(self._pid, signal.SIGKILL)
+                self._leash.signal(signal.SIGKILL)
+            await self._leash.gone()
             code = await self.wait()
-            await asyncio.to_thread(_end, lambda: _still(tree) + _marked(lambda mark: mark == self._mark))
+            self._gone = True
+            self._leash.close()
             self._transport.close()
             return code
 
     def cpu_s(self) -> float:
         """Processor time that the process and its living descendants have used: a sign of life."""
         if not self._pipes.exited.is_set():
-            self._cpu_s = sum(map(_cpu_of, _tree(self._pid)))
+            self._cpu_s = sum(map(tree.cpu_s, tree.living(self._pid)))
         return self._cpu_s
 
 
 class LocalRuntime:
-    """Starts agents on this host. One per server; `owner` names its data directory, so that two servers do not meet."""
+    """Starts agents on this host. One per server; `owner` names its data directory, so that two servers do not meet.
+
+    `wish` is what the user wants of the sandbox: require, auto, off, or None for what the agent's type wishes. `shut`
+    builds the sandbox where one works; without it, `problem` says why there is none.
+    """
 
     name = "local"
 
-    def __init__(self, owner: str, sandbox: str = "off") -> None:
+    def __init__(
+        self,
+        owner: str,
+        *,
+        shut: Bubblewrap | None = None,
+        wish: str | None = None,
+        problem: str = "no sandbox was set up",
+    ) -> None:
         self.owner = owner
-        self.sandbox = sandbox
+        self.wish = wish
+        self.problem = problem
+        self._shut = shut if wish != "off" else None
         self._life = secrets.token_hex(6)
         self._started = 0
 
+    @property
+    def sandbox(self) -> str:
+        """What holds the agents here: bubblewrap or off."""
+        return "off" if self._shut is None else "bubblewrap"
+
+    def refusal(self, wish: str | None) -> str | None:
+        """Why an agent whose type wishes this cannot be started here, or None."""
+        if self._shut is not None or (self.wish or wish or "require") != "require":
+            return None
+        return (
+            f"agents run in a sandbox only, and there is none here: {self.problem}; "
+            "PARALLAX_SANDBOX=off runs them without, with all rights of your own"
+        )
+
+    def inside(self, session: AgentSession) -> AgentSession:
+        """The session with the names that its places have for the agent."""
+        return session if self._shut is None else self._shut.inside(session)
+
     async def start(self, spec: LaunchSpec) -> LocalProcess:
-        """Start the process; raises AgentUnavailable when its program or directory is missing."""
+        """Start the process; raises AgentUnavailable when its program, its directory or a sandbox is missing."""
+        if refused := self.refusal(spec.sandbox):
+            raise AgentUnavailable(refused[0].upper() + refused[1:])
         self._started += 1
         mark = f"{self.owner}:{self._life}.{self._started}"
         env = {**spec.env, **{name: secret.reveal() for name, secret in spec.secrets.items()}, MARK: mark}
-        program = shutil.which(spec.argv[0], path=env.get("PATH", os.defpath))
-        if program is None:
-            raise AgentUnavailable(
-                f"The program '{spec.argv[0]}' was not found on {env.get('PATH', os.defpath)}: "
-                "install it or correct the agent's command"
-            )
-        try:
-            transport, pipes = await asyncio.get_running_loop().subprocess_exec(
-                _Pipes,
-                program,
-                *spec.argv[1:],
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                cwd=spec.cwd,
-                env=env,
-                start_new_session=True,
-            )
-        except OSError as error:
-            what = f"its directory {spec.cwd}" if not spec.cwd.is_dir() else f"'{program}'"
-            raise AgentUnavailable(f"The agent would not start, {what}: {error.strerror or error}") from None
+        program = _program(spec, env.get("PATH", os.defpath))
+        if not spec.cwd.is_dir():
+            raise AgentUnavailable(f"The agent would not start, its directory {spec.cwd} is not there")
+        for path in spec.writable:
+            path.touch()
+        if self._shut is None:
+            return await self._start_open(spec, program, env, mark)
+        return await self._start_shut(self._shut, spec, program, env, mark)
+
+    async def _start_open(self, spec: LaunchSpec, program: str, env: dict[str, str], mark: str) -> LocalProcess:
+        if spec.home is not None:
+            env = {**env, "HOME": str(spec.home)}
+        transport, pipes = await _spawn([program, *spec.argv[1:]], cwd=spec.cwd, env=env)
         _limit(transport.get_pid(), spec.limits)
-        return LocalProcess(transport, pipes, mark)
+        return LocalProcess(transport, pipes, GroupLeash(transport.get_pid(), mark, pipes.exited), mark)
+
+    async def _start_shut(
+        self, shut: Bubblewrap, spec: LaunchSpec, program: str, env: dict[str, str], mark: str
+    ) -> LocalProcess:
+        document = {
+            "argv": [program, *spec.argv[1:]],
+            "env": {**env, "HOME": str(HOME)},
+            "limits": limits(spec.limits),
+            "gateway": SOCKET if spec.gateway is not None and spec.network == "gateway" else None,
+            "port": PORT,
+        }
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            with theirs:
+                command = await asyncio.to_thread(shut.command, spec, program, theirs.fileno())
+                transport, pipes = await _spawn(command, cwd=Path("/"), env={MARK: mark}, pass_fds=(theirs.fileno(),))
+        except BaseException:
+            ours.close()
+            raise
+        leash = NamespaceLeash(transport.get_pid(), ours)
+        process = LocalProcess(transport, pipes, leash, mark)
+        answer = b""
+        try:
+            async with asyncio.timeout(ENTER_S):
+                answer = await _enter(ours, json.dumps(document).encode())
+        except TimeoutError:
+            pass
+        finally:
+            leash.hold()
+            if not answer:
+                await asyncio.shield(process.stop(0))
+        if answer == b"\0":
+            return process
+        await process.stop(0)
+        said = answer[1:] or await process.read_err(2000) or b"it said nothing"
+        raise AgentUnavailable(
+            f"'{program}' would not start in the sandbox: {said.decode('utf-8', 'replace').strip()}"
+            + (" (is it readable there? See docs/sandbox.md)" if answer else "")
+        )
 
     async def sweep(self) -> int:
         """End what a former life of this owner left behind. Our own agents are spared."""
@@ -202,94 +279,72 @@ class LocalRuntime:
         ours = f"{self.owner}:{self._life}."
 
         def left() -> list[psutil.Process]:
-            theirs = _marked(lambda mark: mark.startswith(f"{self.owner}:") and not mark.startswith(ours))
+            theirs = tree.marked(MARK, lambda mark: mark.startswith(f"{self.owner}:") and not mark.startswith(ours))
             return [process for process in theirs if process.pid not in spared]
 
-        return _end(left)
+        return tree.end(left)
 
     def capacity(self) -> int:
         """How many agents this host can carry now, by free memory: at least one, at most 16."""
         return max(1, min(16, psutil.virtual_memory().available // AGENT_MEMORY_B))
 
 
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
+def _program(spec: LaunchSpec, path: str) -> str:
+    """The program as a path; one that is named from the workspace stays as it is."""
+    name = spec.argv[0]
+    if "/" in name and not name.startswith("/"):
+        program = name if os.access(spec.cwd / name, os.X_OK) else None
+    else:
+        program = shutil.which(name, path=path)
+    if program is None:
+        raise AgentUnavailable(
+            f"The program '{name}' was not found on {path}: install it or correct the agent's command"
+        )
+    return program
 
 
-def _limit(pid: int, limits: Limits) -> None:
+async def _spawn(
+    command: list[str], *, cwd: Path, env: Mapping[str, str], pass_fds: tuple[int, ...] = ()
+) -> tuple[asyncio.SubprocessTransport, _Pipes]:
+    try:
+        return await asyncio.get_running_loop().subprocess_exec(
+            _Pipes,
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=cwd,
+            env=env,
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
+    except OSError as error:
+        raise AgentUnavailable(f"The agent would not start, '{command[0]}': {error.strerror or error}") from None
+
+
+async def _enter(control: socket.socket, document: bytes) -> bytes:
+    """Say what to do; returns the relay's answer, nothing when it never came to life."""
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.sock_sendall(control, struct.pack(">I", len(document)) + document)
+        answer = await loop.sock_recv(control, 1)  # and no more: the status of a program that has ended may follow
+        return answer if answer != b"\1" else answer + await loop.sock_recv(control, 1000)
+    except OSError:
+        return b""
+
+
+def _limit(pid: int, asked: Limits) -> None:
     """Set resource limits from outside, right after the start: no code of ours runs between fork and exec.
 
-    Memory is limited as data (RLIMIT_DATA): a JavaScript engine reserves far more address space than it uses.
+    Memory is limited as data (RLIMIT_DATA): a JavaScript engine reserves far more address space than it uses. The
+    number of processes is left alone unless it is asked for: without a sandbox it counts all of the user's.
     """
     if sys.platform != "linux":
         return
     import resource
 
-    wanted = [(resource.RLIMIT_CORE, 0)]
-    for kind, value in (
-        (resource.RLIMIT_DATA, limits.memory_b),
-        (resource.RLIMIT_NPROC, limits.processes),
-        (resource.RLIMIT_NOFILE, limits.files),
-    ):
+    wanted = {"CORE": 0, "NOFILE": asked.files, "FSIZE": asked.file_b, "NPROC": asked.processes, "DATA": asked.memory_b}
+    for name, value in wanted.items():
         if value is not None:
-            wanted.append((kind, value))
-    for kind, value in wanted:
-        with contextlib.suppress(OSError, ValueError):  # it has ended already, or the host's own limit is lower
-            resource.prlimit(pid, kind, (value, value))
-
-
-def _tree(pid: int) -> list[psutil.Process]:
-    """The process and its descendants that live now."""
-    try:
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return []
-
-
-def _cpu_of(process: psutil.Process) -> float:
-    try:
-        times = process.cpu_times()
-    except psutil.Error:
-        return 0.0
-    # Time of ended and collected children counts too: a build of many short processes is life.
-    return float(times.user + times.system + times.children_user + times.children_system)
-
-
-def _marked(fits: Callable[[str], bool]) -> list[psutil.Process]:
-    """Every process whose mark fits."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if (mark := process.environ().get(MARK)) and fits(mark):
-                found.append(process)
-    return found
-
-
-def _still(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that live; a zombie does not, it only waits for its parent."""
-    alive = []
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                alive.append(process)
-    return alive
-
-
-def _end(find: Callable[[], list[psutil.Process]]) -> int:
-    """Kill what `find` finds until it finds nothing: they may be forking meanwhile. Returns how many were killed."""
-    killed = 0
-    for _ in range(10):
-        found = set(_still(find()))
-        if not found:
-            break
-        for process in found:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-                killed += 1
-        # Not psutil.wait_procs: it would reap children of ours that asyncio waits for.
-        deadline = time.monotonic() + 1.0
-        while time.monotonic() < deadline and _still(list(found)):
-            time.sleep(0.005)
-    return killed
+            with contextlib.suppress(OSError, ValueError):  # it has ended already, or the host's own limit is lower
+                resource.prlimit(pid, getattr(resource, f"RLIMIT_{name}"), (value, value))
