@@ -254,7 +254,7 @@ class AcpClient:
         cwd, known = str(self._inside.tree), self._session.cli_session
         meta: dict[str, Any] = dict(self._cli.meta(self._inside)) if isinstance(self._cli, HasMeta) else {}
         can, resume = greeting.agent_capabilities, self._cli.quirks.resume
-        servers = _tool_servers(self._session.tools, can)
+        servers = _tool_servers(self._inside.tools, can)
         try:
             if known and can and resume == "load" and can.load_session:
                 await self._connection.load_session(cwd=cwd, session_id=known, mcp_servers=servers, **meta)
