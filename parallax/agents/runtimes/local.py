@@ -187,6 +187,7 @@ class LocalRuntime:
         self._shut = shut if wish != "off" else None
         self._life = secrets.token_hex(6)
         self._started = 0
+        self._starting: set[asyncio.Task[LocalProcess]] = set()
 
     @property
     def sandbox(self) -> str:
@@ -210,6 +211,22 @@ class LocalRuntime:
         """Start the process; raises AgentUnavailable when its program, its directory or a sandbox is missing."""
         if refused := self.refusal(spec.sandbox):
             raise AgentUnavailable(refused[0].upper() + refused[1:])
+        # asyncio cannot give up half a subprocess: it would wait for pipes that were never joined. So a start that
+        # nobody wants any more is brought to its end, and then stopped, however often its caller is cancelled.
+        wanted = asyncio.Event()
+        wanted.set()
+        starting = asyncio.create_task(self._start(spec, wanted))
+        self._starting.add(starting)
+        starting.add_done_callback(self._starting.discard)
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            wanted.clear()
+            with contextlib.suppress(AgentUnavailable):
+                await asyncio.shield(starting)
+            raise
+
+    async def _start(self, spec: LaunchSpec, wanted: asyncio.Event) -> LocalProcess:
         self._started += 1
         mark = f"{self.owner}:{self._life}.{self._started}"
         env = {**spec.env, **{name: secret.reveal() for name, secret in spec.secrets.items()}, MARK: mark}
@@ -219,8 +236,12 @@ class LocalRuntime:
         for path in spec.writable:
             path.touch()
         if self._shut is None:
-            return await self._start_open(spec, program, env, mark)
-        return await self._start_shut(self._shut, spec, program, env, mark)
+            process = await self._start_open(spec, program, env, mark)
+        else:
+            process = await self._start_shut(self._shut, spec, program, env, mark)
+        if not wanted.is_set():
+            await process.stop(0)
+        return process
 
     async def _start_open(self, spec: LaunchSpec, program: str, env: dict[str, str], mark: str) -> LocalProcess:
         if spec.home is not None:
@@ -251,15 +272,10 @@ class LocalRuntime:
         leash = NamespaceLeash(transport.get_pid(), ours)
         process = LocalProcess(transport, pipes, leash, mark)
         answer = b""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ENTER_S):
                 answer = await _enter(ours, json.dumps(document).encode())
-        except TimeoutError:
-            pass
-        finally:
-            leash.hold()
-            if not answer:
-                await asyncio.shield(process.stop(0))
+        leash.hold()
         if answer == b"\0":
             return process
         await process.stop(0)
