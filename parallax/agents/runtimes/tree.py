@@ -48,12 +48,20 @@ def still(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def end(find: Callable[[], list[psutil.Process]]) -> int:
-    """Kill what `find` finds until it finds nothing: they may be forking meanwhile. Returns how many were killed."""
-    killed = 0
+    """Kill what `find` finds until it finds nothing: they may be forking meanwhile. Returns how many were killed.
+
+    Twice nothing, that is: while a process executes another program, it shows no environment for a moment.
+    """
+    killed = nothing = 0
     for _ in range(10):
         found = set(still(find()))
         if not found:
-            break
+            nothing += 1
+            if nothing == 2:
+                break
+            time.sleep(0.02)
+            continue
+        nothing = 0
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
