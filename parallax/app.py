@@ -6,6 +6,7 @@ line embeds it, `server` puts doors in front of it. One process owns a data dire
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import defaultdict
 from contextlib import AsyncExitStack
@@ -37,6 +38,7 @@ from parallax.execution.budget import Budgets
 from parallax.execution.engine import ExecutionEngine
 from parallax.execution.history import History
 from parallax.execution.housekeeping import Housekeeping, Keep
+from parallax.execution.notify import AnswerLinks, Notifier
 from parallax.execution.questions import QuestionDesk
 from parallax.execution.resilience import RetryPolicy
 from parallax.execution.runtime_manager import RuntimeManager
@@ -71,6 +73,8 @@ class Parallax:
         self._stack = AsyncExitStack()
         self._test_hooks = test_hooks
         self._lock: LockFile
+        self._url = ""
+        self._announced = asyncio.Event()
         self.redact = Redactor()
         self.key: Secret
         self.space: Space
@@ -84,6 +88,7 @@ class Parallax:
         self.runtime: LocalRuntime
         self.supervisor: AgentSupervisor
         self.budgets = Budgets()
+        self.links: AnswerLinks
         self.desk: QuestionDesk
         self.tools: TeamTools
         self.engine: ExecutionEngine
@@ -142,7 +147,12 @@ class Parallax:
         )
         stack.push_async_callback(self.supervisor.close)
         gateway.limits = self.supervisor.park
-        self.desk = QuestionDesk(self.store, self.bus)
+        self.links = AnswerLinks(self.key)
+        bell = None
+        if settings.notify_argv:
+            notifier = Notifier(settings.notify_argv, self.links, address=self._address, tell=self.tell)
+            bell = await stack.enter_async_context(notifier)
+        self.desk = QuestionDesk(self.store, self.bus, bell)
         self.tools = TeamTools(pause=self.supervisor.asking, redact=self.redact)
         gateway.tools = ToolsEndpoint(self.tools).handle
         runtimes = RuntimeManager(settings.max_executions)
@@ -292,6 +302,13 @@ class Parallax:
     def announce(self, url: str) -> None:
         """Write into the lock file where this server is reached."""
         self._lock.write({"pid": os.getpid(), "url": url})
+        self._url = url
+        self._announced.set()
+
+    async def _address(self) -> str:
+        """Where people reach this server: by its own address, unless the operator names another."""
+        await self._announced.wait()
+        return (self.settings.api_url or self._url).rstrip("/")
 
 
 def _accounts(settings: Settings, redact: Redactor) -> dict[str, list[Account]]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +68,7 @@ class Settings(BaseSettings):
     agent_script: Path | None = None
     scripted_ledger: Path | None = None
     failpoints: str = ""
+    notify_command: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
 
     # The model providers' own names: a key that works in the user's shell works here. Only the gateway reads them.
@@ -101,6 +103,18 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
+
+    @field_validator("notify_command")
+    @classmethod
+    def _split(cls, value: str | None) -> str | None:
+        if value is not None and not shlex.split(value):
+            raise ValueError("it names no program")
+        return value
+
+    @property
+    def notify_argv(self) -> tuple[str, ...]:
+        """The command that calls a person, split as a shell would; empty for nobody."""
+        return tuple(shlex.split(self.notify_command or ""))
 
     @cached_property
     def workspaces(self) -> Path:

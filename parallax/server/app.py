@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import urllib.parse
+
 from fastapi import FastAPI
 
 from parallax._version import __version__
@@ -26,6 +28,7 @@ def create_app(parallax: Parallax) -> FastAPI:
     for module in (system, executions, usage, patterns, questions, agents):
         app.include_router(module.router)
     host = parallax.settings.host
-    hosts = LOOPBACK_HOSTS | {f"[{host}]" if ":" in host else host}
+    named = urllib.parse.urlsplit(parallax.settings.api_url or "").hostname  # how people reach it from elsewhere
+    hosts = LOOPBACK_HOSTS | {f"[{name}]" if ":" in name else name for name in (host, named) if name}
     app.add_middleware(Gate, key=parallax.key, hosts=frozenset(hosts))
     return app
