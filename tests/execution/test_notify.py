@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,20 @@ async def test_it_gets_the_question_on_its_input_and_no_shell_sees_it(tmp_path: 
     assert await causes(f"tee {tmp_path / 'told'}") == [None]
     assert '"text":"$(touch pwned) ; Which?"' in (tmp_path / "told").read_text()
     assert await causes("echo $(false) ; exit 1") == [None], "these are arguments of echo"
+
+
+async def test_the_example_of_the_documents_sends_a_mail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "questions.md").read_text()
+    script = tmp_path / "mail-me"
+    script.write_text(text.partition("```python\n")[2].partition("```")[0])
+    sendmail = tmp_path / "sendmail"
+    sendmail.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/mail\ncat >> {tmp_path}/mail\n')
+    for path in (script, sendmail):
+        path.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert await causes(str(script)) == [None]
+    mail = (tmp_path / "mail").read_text()
+    assert mail.startswith("me@example.org\nSubject: e1.engineer.1 asks\n\n$(touch pwned) ; Which?\n\nhttp://")
 
 
 @pytest.mark.parametrize(
