@@ -89,6 +89,7 @@ class Parallax:
         self.supervisor: AgentSupervisor
         self.budgets = Budgets()
         self.links: AnswerLinks
+        self.gateway: Gateway
         self.desk: QuestionDesk
         self.tools: TeamTools
         self.engine: ExecutionEngine
@@ -131,7 +132,7 @@ class Parallax:
         await self.workspaces.sweep()
         self.integration = Integration(self.workspaces)
         self.checks = CheckRunner(self.workspaces, self.runtime)
-        gateway = self._gateway(stack.enter_context(socket_directory(data)))
+        self.gateway = gateway = self._gateway(stack.enter_context(socket_directory(data)))
         stack.push_async_callback(gateway.close)
         await gateway.start()
         registry = MemoryAgentRegistry()
@@ -239,6 +240,7 @@ class Parallax:
             homes=settings.homes,
             retry=RetryPolicy(retries=settings.agent_retries),
             budgets=self.budgets,
+            limited_until=self.gateway.limited_until,
             recoveries=settings.max_recoveries,
             space=self.space,
             runs=settings.execution_engine,

@@ -23,7 +23,9 @@ ParallaxError                 .retryable decides whether another attempt makes s
 │   ├── ProviderLimited       a rate limit or a used-up window; `resets_at` when known
 │   └── ProtocolViolation     what it sent is not the protocol
 │       └── EmptyTurn         a normal end of a turn in which nothing was said or done
-├── BudgetExhausted           what may be spent is spent: what is finished is kept
+├── RunStopped                the whole run stops here, whatever its program would say
+│   ├── BudgetExhausted       what may be spent is spent: what is finished is kept
+│   └── AttentionNeeded       it goes on when a person says so (`parallax resume`)
 ├── StepFailed                a step ended without an acceptable result
 └── GitError                  git said no; `.stderr` holds its words
     ├── MergeConflict         two branches changed the same lines; `.files` names them
@@ -179,8 +181,16 @@ class ProtocolViolation(AgentError):
     """What the agent sent is not the protocol it speaks."""
 
 
-class BudgetExhausted(ParallaxError):
-    """What may be spent is spent; what is finished is kept."""
+class RunStopped(ParallaxError):
+    """The whole run stops here: no program can catch it, what is finished is kept."""
+
+
+class BudgetExhausted(RunStopped):
+    """What may be spent is spent."""
+
+
+class AttentionNeeded(RunStopped):
+    """The run goes on when a person says so."""
 
 
 class EmptyTurn(ProtocolViolation):

@@ -69,7 +69,8 @@ class Traffic:
     """What one session's door has seen so far; a live object, to be read. Times are `time.monotonic`.
 
     `limited` says that the newest answer was a limit; `resets_at` is the unix time at which it ends, where known.
-    `context_tokens` is what the newest call sent; `context_fill` its share of the model's window (0 to 1), where known.
+    `context_tokens` is what the newest call sent and got; `context_fill` its share of the model's window (0 to 1),
+    where known.
     """
 
     agent_id: str

@@ -7,6 +7,7 @@ had one), starts another while the role's maximum allows, or waits in order. Aro
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from parallax.agents.supervisor import AgentSupervisor
 from parallax.agents.turn import Ask
-from parallax.errors import AgentError, AgentUnavailable, HelpNeeded, ProviderLimited, UsageError
+from parallax.errors import AgentError, AgentUnavailable, AttentionNeeded, HelpNeeded, ProviderLimited, UsageError
 from parallax.execution.budget import Meter
 from parallax.execution.journal import Journal
 from parallax.execution.resilience import RetryPolicy
@@ -22,6 +23,7 @@ from parallax.models import Execution, OrgChart, Role, Task, TaskResult
 from parallax.ports import AgentSession
 
 TypeProblem = Callable[[str], str | None]
+LimitedUntil = Callable[[str], float | None]
 Reset = Callable[[], Awaitable[None]]
 
 
@@ -52,6 +54,7 @@ class AgentProxy:
         objects: Path | None,
         retry: RetryPolicy,
         meter: Meter,
+        limited_until: LimitedUntil,
     ) -> None:
         self._execution = execution
         self._journal = journal
@@ -63,6 +66,7 @@ class AgentProxy:
         self._objects = objects
         self._retry = retry
         self._meter = meter
+        self._limited_until = limited_until
         self._slots: dict[str, list[Slot]] = {}
         self._free: dict[str, set[int]] = {}
         self._changed = asyncio.Condition()
@@ -148,11 +152,17 @@ class AgentProxy:
         """
         policy = self._retry if retries is None else replace(self._retry, retries=retries)
         attempt = parks = 0
+        tried = {slot.type}
         while True:
             try:
                 async with nullcontext() if lent else self._places, slot.turn:
                     return await self._turn(slot, task, tree, ask, preset)
             except ProviderLimited as error:
+                if await self._moved(slot, task, error, tried):
+                    await reset()
+                    continue
+                if not (self._execution.options or {}).get("auto_resume", True):
+                    raise _waits_for_a_person(slot, error) from error
                 parks += 1
                 if not policy.parks(error, parks):
                     await self._supervisor.give_up(slot.agent_id, str(error))
@@ -170,6 +180,25 @@ class AgentProxy:
                 await asyncio.sleep(wait_s)
             if not self._supervisor.goes_on(slot.agent_id):
                 await reset()
+
+    async def _moved(self, slot: Slot, task: Task, error: ProviderLimited, tried: set[str]) -> bool:
+        """Give the place to an agent of another type that the role allows and whose provider is not limited now."""
+        options = self._execution.options or {}
+        types = () if options.get("agent") else slot.role.agent_types or self._default_types
+        for type_ in types:
+            if type_ in tried or self._type_problem(type_) is not None or self._limited_until(type_) is not None:
+                continue
+            tried.add(type_)
+            await self._supervisor.give_up(slot.agent_id, str(error))
+            told = f"{slot.type} is limited: {error}"
+            slot.type = type_
+            event = self._journal.event(
+                "agent.chosen", step_key=task.step_key, agent_id=slot.agent_id, role=slot.role.name, type=type_,
+                reason=told,
+            )  # fmt: skip
+            await self._journal.tell(event)
+            return True
+        return False
 
     async def consult(self, slot: Slot, task: Task, tree: Path, ask: Ask, *, preset: str) -> TaskResult:
         """A short turn within somebody else's, such as a colleague's question: it takes no place of its own."""
@@ -213,6 +242,13 @@ class AgentProxy:
             next_s=round(wait_s, 2),
         )
         await self._journal.tell(event)
+
+
+def _waits_for_a_person(slot: Slot, error: ProviderLimited) -> AttentionNeeded:
+    until = "" if error.resets_at is None else time.strftime(" until %H:%M", time.localtime(error.resets_at))
+    return AttentionNeeded(
+        f"{slot.role.name} ({slot.type}) is limited{until} and shall not go on by itself (--no-auto-resume): {error}"
+    )
 
 
 def role_of(chart: OrgChart, target: object) -> tuple[Role, int | None]:

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from parallax.errors import BudgetExhausted
+from parallax.errors import BudgetExhausted, ProviderLimited
 from parallax.events import Event
 from parallax.execution.journal import Journal
 from parallax.failpoints import fp
@@ -233,10 +233,14 @@ class Meter:
         await self.commit([self._row(turn, "turn", name, one, "reserved")])
         fp("budget.reserved")
         self._turns[agent_id] = turn
+        turns = 1
         try:
             async with _in_time(scopes[:2]):
                 yield turn
         except BudgetExhausted:
+            raise
+        except ProviderLimited:
+            turns = 0  # the agent is parked, and goes on with this turn later
             raise
         except Exception:
             if turn.refused is not None:
@@ -245,10 +249,10 @@ class Meter:
         finally:
             reported = Usage(priced="table") if turn.calls else turn.used
             used = replace(reported, wall_s=round(time.monotonic() - began, 3))
-            await self.release(turn, Usage(), used)
+            await self.release(turn, Usage(), replace(used, turns=turns - 1))
             fp("usage.reported_before_settle")
             events = self.usage_events(turn, reported, now=True)
-            await _to_its_end(self.commit([_settled(name, replace(used, turns=1))], *events))
+            await _to_its_end(self.commit([_settled(name, replace(used, turns=turns))], *events))
 
     async def call(self, turn: Turn, call: ModelCall) -> str:
         """Set the most that a call may use aside, durably; returns the call's address. Raises BudgetExhausted."""

@@ -22,6 +22,7 @@ from parallax import prism
 from parallax.agents.supervisor import AgentSupervisor
 from parallax.errors import (
     AgentUnavailable,
+    AttentionNeeded,
     BudgetExhausted,
     ConflictError,
     FencedError,
@@ -33,7 +34,7 @@ from parallax.errors import (
     leaf,
 )
 from parallax.events import Event, EventBus
-from parallax.execution.agent_proxy import AgentProxy, TypeProblem
+from parallax.execution.agent_proxy import AgentProxy, LimitedUntil, TypeProblem
 from parallax.execution.budget import Budgets, options_budget
 from parallax.execution.course import Course
 from parallax.execution.host import ExecutionHost
@@ -153,6 +154,7 @@ class ExecutionEngine:
         homes: Path,
         retry: RetryPolicy,
         budgets: Budgets,
+        limited_until: LimitedUntil,
         recoveries: int,
         space: Space,
         runs: bool = True,
@@ -174,6 +176,7 @@ class ExecutionEngine:
         self._homes = homes
         self._retry = retry
         self._budgets = budgets
+        self._limited_until = limited_until
         self._recovery = Recovery(recoveries)
         self._space = space
         self._runs = runs
@@ -540,6 +543,7 @@ class ExecutionEngine:
             objects=None if repo is None else repo.objects,
             retry=self._retry,
             meter=meter,
+            limited_until=self._limited_until,
         )
         yield Course(
             execution=execution,
@@ -586,6 +590,10 @@ class ExecutionEngine:
                 await self._supervisor.release(execution.id, "cancelled")
                 fp("killed_before_record")
                 state, told = ExecutionState.CANCELLED, f"cancelled by {running.cancelled_by}"
+            case AttentionNeeded():
+                await self._supervisor.release(execution.id, "it waits for a person")
+                await self._park(execution, str(cause))
+                return
             case BudgetExhausted():
                 state, told = ExecutionState.PARTIAL, str(cause)
             case StorageError():

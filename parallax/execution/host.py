@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeAlias
 
-from parallax.errors import BudgetExhausted, ParallaxError, StepFailed, StorageError, UsageError, leaf
+from parallax.errors import ParallaxError, RunStopped, StepFailed, StorageError, UsageError, leaf
 from parallax.events import Event
 from parallax.execution.agent_proxy import role_of
 from parallax.execution.course import Course
@@ -107,7 +107,7 @@ class ExecutionHost:
             done = await word(effect, asked)
             if effect.kind != "join":  # a join has written its own entry, together with what it merged
                 await self._finish(effect, asked, done)
-        except (StorageError, BudgetExhausted):
+        except (StorageError, RunStopped):
             raise
         except ParallaxError as error:
             return await self._failed(effect, asked, str(error), retryable=error.retryable)
@@ -298,7 +298,7 @@ class ExecutionHost:
                     word="fanout", branch=effect.branch, merge=False,
                 )  # fmt: skip
                 error = None
-            except (StorageError, BudgetExhausted):
+            except (StorageError, RunStopped):
                 raise
             except ParallaxError as failure:
                 step, error = None, str(failure)

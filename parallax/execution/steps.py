@@ -17,6 +17,7 @@ from parallax.errors import (
     BudgetExhausted,
     MergeConflict,
     ParallaxError,
+    RunStopped,
     StepFailed,
     StorageError,
     UsageError,
@@ -344,7 +345,7 @@ class StepRunner:
             )  # fmt: skip
             outcome = Outcome(value=step.value, confidence=step.confidence)
             event = step_finished(journal, key, "delegate", step)
-        except (StorageError, BudgetExhausted, AgentUnavailable):
+        except (StorageError, RunStopped, AgentUnavailable):
             raise  # not the colleague's failure: another try may go well
         except ParallaxError as error:
             outcome = Outcome(error=str(error))

@@ -109,7 +109,7 @@ async def test_a_stream_is_not_held_back_and_is_counted(agent: Agent, upstream: 
     await settled(meter, 1)
     await idle(agent)
     assert (agent.traffic.input_tokens, agent.traffic.output_tokens, agent.traffic.cached_tokens) == (7, 9, 3)
-    assert agent.traffic.context_fill == pytest.approx(10 / 200_000)
+    assert agent.traffic.context_fill == pytest.approx(19 / 200_000)
     used = meter.last
     assert used == Usage(input_tokens=7, output_tokens=9, cached_tokens=3, cost=157, priced="table")  # 156.9 rounded up
 

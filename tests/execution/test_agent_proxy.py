@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+from budget_helpers import living
 
-from parallax.errors import AgentCrashed, AgentUnavailable, ProviderLimited, UsageError
-from parallax.execution.agent_proxy import role_of
-from parallax.execution.journal import input_hash
+from parallax.errors import AgentCrashed, AttentionNeeded, AgentUnavailable, ProviderLimited, UsageError
+from parallax.execution.agent_proxy import AgentProxy, role_of
+from parallax.execution.journal import Journal, input_hash
 from parallax.execution.resilience import RetryPolicy
-from parallax.models import OrgChart, Role
+from parallax.models import Budget, OrgChart, Role, Task, TaskResult
+from parallax.ports import AgentSession
 
 CHART = OrgChart(roles={"lead": Role(name="lead"), "engineer": Role(name="engineer", capabilities=("code", "sql"))})
 
@@ -64,3 +70,66 @@ def test_a_limit_is_waited_for_as_often_as_it_comes_but_not_blindly_for_ever() -
 def test_a_request_is_hashed_by_its_content_whatever_the_order_of_its_keys() -> None:
     assert input_hash("assign", {"a": 1, "b": [2]}) == input_hash("assign", {"b": [2], "a": 1})
     assert input_hash("assign", {"a": 1}) != input_hash("fanout", {"a": 1})
+
+
+class TwoVendors:
+    """A supervisor's side: agents of type `claude` meet a limit, others do their turn."""
+
+    def __init__(self) -> None:
+        self.turns: list[str] = []
+        self.ended: list[str] = []
+        self.type = ""
+
+    async def ensure(self, session: AgentSession, *, number: int) -> None:
+        self.type = session.type
+
+    async def turn(self, agent_id: str, task: Task, ask: Any) -> TaskResult:
+        self.turns.append(self.type)
+        if self.type == "claude":
+            raise ProviderLimited("429", resets_at=time.time() + 3600)
+        return TaskResult(task_id=task.id, attempt=1, agent_id=agent_id, value=1, message="", stop="end_turn")
+
+    async def give_up(self, agent_id: str, reason: str) -> None:
+        self.ended.append(reason)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+async def test_work_moves_to_another_vendor_where_the_role_allows(tmp_path: Path, closed: bool) -> None:
+    supervisor: Any = TwoVendors()
+    resets: list[None] = []
+
+    async def reset() -> None:
+        resets.append(None)
+
+    async with living(tmp_path / "parallax.db") as house:
+        await house.take_in("e1")
+        meter = await house.open(Budget())
+        proxy = AgentProxy(
+            execution=replace(await house.store.execution("e1"), options={"auto_resume": False}),
+            journal=await Journal.load(house.store, house.bus, "e1", 0),
+            supervisor=supervisor,
+            type_problem=lambda type_: "not here" if type_ == "gemini" else None,
+            default_types=(),
+            places=asyncio.Semaphore(1),
+            homes=tmp_path,
+            retry=RetryPolicy(),
+            meter=meter,
+            limited_until=lambda type_: time.time() + 60 if closed else None,
+        )
+        role = Role(name="engineer", agent_types=("claude", "gemini", "codex"))
+        task = Task(id="e1/s/1", execution="e1", step_key="s", attempt=1, role="engineer", text="x")
+        async with proxy.hold(role) as slot:
+            call = proxy.call(slot, task, tmp_path, _nobody, preset="standard", reset=reset)
+            if closed:  # nobody else can either, and this run shall not go on by itself
+                with pytest.raises(AttentionNeeded, match=r"engineer \(claude\) is limited until \d\d:\d\d and shall"):
+                    await call
+                return
+            assert (await call).value == 1
+        assert (supervisor.turns, supervisor.ended, len(resets)) == (["claude", "codex"], ["429"], 1)
+        [told] = await house.told("agent.chosen")
+        assert (told["type"], told["reason"]) == ("codex", "claude is limited: 429")
+        assert meter.spent.turns == 1
+
+
+async def _nobody(question: Any) -> str:
+    raise AssertionError("nothing is asked")

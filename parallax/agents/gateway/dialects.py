@@ -18,10 +18,13 @@ MOST_OUTPUT: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a request asks for. `max_output` None: the CLI left it to the provider."""
+    """What a request asks for. `max_output` None: the CLI left it to the provider. `goes_on`: what was said before is
+    kept by the provider and not in the request.
+    """
 
     model: str
     max_output: int | None
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

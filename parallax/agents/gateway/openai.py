@@ -21,7 +21,8 @@ class Responses:
         del path
         model = body.get("model")
         most = a_count(body.get("max_output_tokens"))
-        return Asked(model=model, max_output=most) if isinstance(model, str) else None
+        goes_on = bool(body.get("previous_response_id") or body.get("conversation"))
+        return Asked(model=model, max_output=most, goes_on=goes_on) if isinstance(model, str) else None
 
     def counted(self, event: Mapping[str, Any]) -> Counted | None:
         """Of an event its `response`, of a whole answer itself."""

@@ -107,12 +107,11 @@ class Passing:
         """Pass it on. Raises Refused."""
         body = await _whole(request)
         try:
-            bounds = self._bounds(provider, route, path, body, request) if route.metered else None
+            bounds = self._bounds(session, provider, route, path, body, request) if route.metered else None
         except Unreadable as error:
             raise Refused(error.refusal) from None
         call = Call(session, request, provider, route, path, body, bounds)
         if bounds is not None:
-            session.traffic.context_tokens = bounds.body_b // 4
             await self._reserve(call, bounds)
             if self._recorder is not None and call.id is not None:
                 call.recording = self._recorder.begin(call.id, provider.name, path, body)
@@ -136,12 +135,14 @@ class Passing:
         finally:
             await _to_its_end(self._settle(call))
 
-    def _bounds(self, provider: Provider, route: Route, path: str, body: bytes, request: web.BaseRequest) -> Bounds:
+    def _bounds(
+        self, session: Session, provider: Provider, route: Route, path: str, body: bytes, request: web.BaseRequest
+    ) -> Bounds:
         document = document_of(body, request.headers.get("Content-Encoding", "").lower())
         asked = route.dialect.asked(path, document)
         if asked is None:
             raise Unreadable(Refusal(400, "request", "The request names no model."))
-        return bounds_of(provider.name, asked, body, self._prices)
+        return bounds_of(provider.name, asked, body, session.traffic.context_tokens, self._prices)
 
     async def _reserve(self, call: Call, bounds: Bounds) -> None:
         if self._meter is None:
@@ -285,7 +286,7 @@ class Passing:
         traffic.output_tokens += call.used.output_tokens
         traffic.cached_tokens += call.used.cached_tokens
         traffic.tokens_per_s = round(call.used.output_tokens / max(0.001, time.monotonic() - began), 1)
-        traffic.context_tokens = call.used.tokens - call.used.output_tokens
+        traffic.context_tokens = call.used.tokens
         window = self._prices.model(call.provider.name, call.bounds.asked.model).window
         traffic.context_fill = None if window is None else round(traffic.context_tokens / window, 6)
         if reader.error is not None:

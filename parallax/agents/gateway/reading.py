@@ -80,10 +80,13 @@ class Bounds:
         return Usage(input_tokens=sent, output_tokens=min(-(-answer_b // USUAL), self.most.output_tokens))
 
 
-def bounds_of(provider: str, asked: Asked, body: bytes, prices: Prices) -> Bounds:
-    """No more input than the bytes could be, nor than the model's window takes; no more output than was asked for."""
+def bounds_of(provider: str, asked: Asked, body: bytes, before: int, prices: Prices) -> Bounds:
+    """No more input than the bytes could be, nor than the model's window takes; no more output than was asked for.
+
+    `before` are the tokens of the session's call before: they are input again where the provider kept them.
+    """
     window = prices.model(provider, asked.model).window
-    sent = len(body) // DENSEST + 1
+    sent = len(body) // DENSEST + 1 + (before if asked.goes_on else 0)
     sent = sent if window is None else min(sent, window)
     most = Usage(input_tokens=sent, output_tokens=asked.max_output or DEFAULT_OUTPUT)
     if b'"cache_control"' in body:  # all of it may be written into the cache, which costs more
