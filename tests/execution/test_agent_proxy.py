@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from budget_helpers import living
 
-from parallax.errors import AgentCrashed, AttentionNeeded, AgentUnavailable, ProviderLimited, UsageError
+from parallax.errors import AgentCrashed, AgentUnavailable, AttentionNeeded, ProviderLimited, UsageError
 from parallax.execution.agent_proxy import AgentProxy, role_of
 from parallax.execution.journal import Journal, input_hash
 from parallax.execution.resilience import RetryPolicy
@@ -112,6 +112,7 @@ async def test_work_moves_to_another_vendor_where_the_role_allows(tmp_path: Path
             default_types=(),
             places=asyncio.Semaphore(1),
             homes=tmp_path,
+            objects=None,
             retry=RetryPolicy(),
             meter=meter,
             limited_until=lambda type_: time.time() + 60 if closed else None,
