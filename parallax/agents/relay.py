@@ -7,8 +7,8 @@ ever stands in a command line, and no variable of the agent's reaches the progra
 socket and the port of loopback on which it is to be found.
 
 After that the server sends single bytes, each the number of a signal for every process in here; when the socket ends,
-the server is gone and everything is killed. Back go one byte (0: the agent runs; 1: it could not be started, and why)
-and at the end its wait status. Standard library only: nothing else may be there.
+the server is gone and everything is killed. Back go one byte when we are there (0), one when the agent is (0: it runs;
+1: it could not be started, and why), and at the end its wait status. Standard library only: nothing else may be there.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> NoReturn:
     """Read what to do, start the agent, forward until it has ended."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
+    control.sendall(b"\0")
     document = json.loads(_exactly(control, struct.unpack(">I", _exactly(control, 4))[0]))
     selector = selectors.DefaultSelector()
     if document.get("gateway"):

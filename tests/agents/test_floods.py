@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -98,10 +97,13 @@ LINES: dict[str, tuple[str, str]] = {
     "NULs": ("w(b'\\0' * 1_000_000 + b'\\n')", r"without a result"),
     "bad UTF-8": ("w(b'\\xff\\xfe{\"type\": \\xc3\\x28}\\n' * 1000)", r"without a result"),
     "colours": ("w(b'\\x1b[31m{}\\x1b[0m\\r\\n' * 1000)", r"without a result"),
-    "half a frame": ("w(b'{\"type\": \"result\", \"subtype\": \"succ')", r"without a result"),
+    "half a frame": ('w(b\'{"type": "result", "subtype": "succ\')', r"without a result"),
     "deep": ("w(b'[' * 100_000 + b'\\n')", r"without a result"),
-    "numbers": ("w(b'{\"type\": \"result\", \"num_turns\": NaN, \"x\": 1e400, \"y\": ' + b'9' * 5000 + b'}\\n')", r"without a result"),
-    "half surrogates": ("w(b'{\"type\": \"\\\\ud800\"}\\n')", r"without a result"),
+    "numbers": (
+        'w(b\'{"type": "result", "num_turns": NaN, "x": 1e400, "y": \' + b\'9\' * 5000 + b\'}\\n\')',
+        r"without a result",
+    ),
+    "half surrogates": ('w(b\'{"type": "\\\\ud800"}\\n\')', r"without a result"),
 }
 
 
@@ -111,7 +113,9 @@ async def test_what_is_no_message_is_a_named_end(
 ) -> None:
     code, expected = LINES[name]
     program = tmp_path / "claude"
-    program.write_text(f"#!{interpreter()} -IS\nimport os, sys\nsys.stdin.read()\nw = sys.stdout.buffer.write\n{code}\n")
+    program.write_text(
+        f"#!{interpreter()} -IS\nimport os, sys\nsys.stdin.read()\nw = sys.stdout.buffer.write\n{code}\n"
+    )
     program.chmod(0o755)
     door = ModelDoor(url="http://127.0.0.1:9", token=Secret("plx_t"), providers=frozenset({"anthropic"}))
     at_door = AgentSession(**{slot: getattr(session, slot) for slot in session.__slots__} | {"door": door})
@@ -139,5 +143,3 @@ async def test_a_byte_order_mark_before_the_first_message_is_passed_over(
     await client.open()
     _, ended = await play(client, task())
     assert ended.message == "done"
-
-

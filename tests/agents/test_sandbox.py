@@ -22,6 +22,7 @@ from agent_helpers import marked, play, sandbox, task
 from parallax.agents.clients.acp import AcpClient
 from parallax.agents.clis.scripted import ScriptedCLI
 from parallax.agents.runtimes.bubblewrap import interpreter
+from parallax.agents.runtimes.cgroups import ProcessGroups
 from parallax.agents.runtimes.local import LocalProcess, LocalRuntime
 from parallax.agents.runtimes.probe import probe
 from parallax.errors import AgentUnavailable
@@ -369,6 +370,8 @@ async def test_a_killed_server_leaves_no_agent(
         assert time.monotonic() - begun < 6, left  # three times what is promised
         await asyncio.sleep(0.01)
     server.communicate()
+    assert await shut_runtime.sweep() == 0  # the next start finds nobody, and removes their control groups
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/parallax-{owner}*"))
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(
@@ -480,3 +483,28 @@ def test_a_session_is_told_the_names_inside(shut_runtime: LocalRuntime, tmp_path
     assert seen.shut_in
     assert seen.door is not None
     assert seen.door.url == "http://127.0.0.1:8899"
+
+
+async def test_a_fork_bomb_stays_small_and_is_gone_at_once(
+    shut_runtime: LocalRuntime, spec: Callable[..., LaunchSpec], owner: str
+) -> None:
+    if os.geteuid() == 0 and not ProcessGroups(owner).work:
+        pytest.skip("the kernel counts none of root's processes, and this machine has no control groups to write")
+    code = (
+        "import os, signal, time\n"
+        "count = 0\n"
+        "try:\n"
+        "    while count < 2000:\n"
+        "        if os.fork() == 0: signal.signal(15, 1); time.sleep(60); os._exit(0)\n"
+        "        count += 1\n"
+        "except OSError: pass\n"
+        "print(count, flush=True); time.sleep(60)\n"
+    )
+    process = await shut_runtime.start(spec(code, limits=Limits(processes=100)))
+    assert 50 <= int(await process.read_out(100)) < 100
+    lives = inside(process)
+    begun = time.monotonic()
+    await process.stop(0.2)
+    assert time.monotonic() - begun < 3
+    assert not alive(lives)
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/parallax-{owner}*"))

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 import psutil
 
 from parallax.agents.runtimes import tree
+from parallax.agents.runtimes.cgroups import ProcessGroups, leave
 
 MARK: Final = "PARALLAX_OWNER"
 
@@ -82,18 +83,22 @@ class GroupLeash:
 
 
 class NamespaceLeash:
-    """A sandbox's control socket, and a descriptor of its first process: a number could be another's by now."""
+    """A sandbox's control socket, its control group, and a descriptor of its first process, for a number could be
+    another's by now.
+    """
 
     def __init__(self, pid: int, control: socket.socket) -> None:
         self._pid = pid
         self._control = control
         self._outer = _descriptor(pid)
         self._init = -1
+        self._group: Path | None = None
 
-    def hold(self) -> None:
-        """Take hold of the first process inside, which is the only child of bubblewrap's own process."""
+    def hold(self, groups: ProcessGroups, name: str, most: int) -> None:
+        """Take hold of the first process inside, the only child of bubblewrap's own, before it starts anything."""
         for child in _children(self._pid):
             self._init = _descriptor(child)
+            self._group = groups.enter(name, child, most)
 
     def signal(self, number: signal.Signals) -> None:
         """SIGKILL to the namespace; any other signal goes through the relay to every process in it."""
@@ -118,8 +123,12 @@ class NamespaceLeash:
     async def gone(self) -> None:
         """The kernel ends a namespace with its first process, and that process's end waits for all the others'."""
         self.signal(signal.SIGKILL)
-        if self._init < 0:
-            return
+        if self._init >= 0:
+            await self._ended()
+        if self._group is not None:
+            await asyncio.to_thread(leave, self._group)
+
+    async def _ended(self) -> None:
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         loop.add_reader(self._init, ended.set)

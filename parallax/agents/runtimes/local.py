@@ -22,12 +22,13 @@ import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import psutil
 
 from parallax.agents.runtimes import tree
 from parallax.agents.runtimes.bubblewrap import HOME, PORT, SOCKET, Bubblewrap, limits
+from parallax.agents.runtimes.cgroups import ProcessGroups
 from parallax.agents.runtimes.leash import MARK, GroupLeash, Leash, NamespaceLeash
 from parallax.errors import AgentCrashed, AgentUnavailable
 from parallax.models import LaunchSpec, Limits
@@ -188,6 +189,7 @@ class LocalRuntime:
         self._life = secrets.token_hex(6)
         self._started = 0
         self._starting: set[asyncio.Task[LocalProcess]] = set()
+        self._groups = ProcessGroups(owner)
 
     @property
     def sandbox(self) -> str:
@@ -253,7 +255,7 @@ class LocalRuntime:
     async def _start_shut(
         self, shut: Bubblewrap, spec: LaunchSpec, program: str, env: dict[str, str], mark: str
     ) -> LocalProcess:
-        document = {
+        document: dict[str, Any] = {
             "argv": [program, *spec.argv[1:]],
             "env": {**env, "HOME": str(HOME)},
             "limits": limits(spec.limits),
@@ -272,10 +274,11 @@ class LocalRuntime:
         leash = NamespaceLeash(transport.get_pid(), ours)
         process = LocalProcess(transport, pipes, leash, mark)
         answer = b""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, OSError):
             async with asyncio.timeout(ENTER_S):
-                answer = await _enter(ours, json.dumps(document).encode())
-        leash.hold()
+                if await asyncio.get_running_loop().sock_recv(ours, 1):
+                    leash.hold(self._groups, mark.replace(":", "."), document["limits"]["NPROC"])
+                    answer = await _enter(ours, json.dumps(document).encode())
         if answer == b"\0":
             return process
         await process.stop(0)
@@ -298,7 +301,9 @@ class LocalRuntime:
             theirs = tree.marked(MARK, lambda mark: mark.startswith(f"{self.owner}:") and not mark.startswith(ours))
             return [process for process in theirs if process.pid not in spared]
 
-        return tree.end(left)
+        ended = tree.end(left)
+        self._groups.sweep()
+        return ended
 
     def capacity(self) -> int:
         """How many agents this host can carry now, by free memory: at least one, at most 16."""
@@ -339,14 +344,11 @@ async def _spawn(
 
 
 async def _enter(control: socket.socket, document: bytes) -> bytes:
-    """Say what to do; returns the relay's answer, nothing when it never came to life."""
+    """Say what to do; returns the relay's answer, nothing when it has ended."""
     loop = asyncio.get_running_loop()
-    try:
-        await loop.sock_sendall(control, struct.pack(">I", len(document)) + document)
-        answer = await loop.sock_recv(control, 1)  # and no more: the status of a program that has ended may follow
-        return answer if answer != b"\1" else answer + await loop.sock_recv(control, 1000)
-    except OSError:
-        return b""
+    await loop.sock_sendall(control, struct.pack(">I", len(document)) + document)
+    answer = await loop.sock_recv(control, 1)  # and no more: the status of a program that has ended may follow
+    return answer if answer != b"\1" else answer + await loop.sock_recv(control, 1000)
 
 
 def _limit(pid: int, asked: Limits) -> None:
