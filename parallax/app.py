@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections import defaultdict
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -31,7 +32,15 @@ from parallax.agents.runtimes.probe import probe
 from parallax.agents.supervisor import AgentSupervisor
 from parallax.agents.turn import Silence
 from parallax.config import Settings
-from parallax.datadir import LockFile, data_directory, key_of, owner_of, socket_directory
+from parallax.datadir import (
+    LockFile,
+    data_directory,
+    key_of,
+    owner_of,
+    private_file,
+    refuse_foreign,
+    socket_directory,
+)
 from parallax.errors import ConfigurationError, NotFoundError
 from parallax.events import Event, EventBus
 from parallax.execution.budget import Budgets
@@ -116,7 +125,11 @@ class Parallax:
             raise ConfigurationError(f"PARALLAX_FAILPOINTS: {error}") from None
         telemetry.configure(settings.log_level, self.redact)
         data = data_directory(settings.data_dir)
+        refuse_foreign(data)
         self._lock = stack.enter_context(LockFile(data / "lock"))
+        private_file(settings.database)
+        for left in data.glob("backup-*"):  # by a server that was killed while it sent one
+            shutil.rmtree(left, ignore_errors=True)
         self.key = key_of(data)
         self.redact.learn(self.key)
         self.space = Space(data, settings.min_free_mb * MIB)

@@ -10,7 +10,7 @@ import urllib.parse
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 import httpx
 
@@ -201,6 +201,18 @@ class Client:
     async def stop(self, agent_id: str) -> dict[str, Any]:
         """End an agent's process."""
         return await self._json("POST", f"/api/agents/{_quoted(agent_id)}/stop")
+
+    async def backup(self, target: BinaryIO) -> None:
+        """Everything that the server keeps, as a tar archive."""
+        try:
+            async with self._http.stream("GET", "/api/backup", timeout=httpx.Timeout(30.0, read=600.0)) as answer:
+                if answer.status_code != 200:
+                    await answer.aread()
+                    _raise_for(answer)
+                async for part in answer.aiter_bytes():
+                    target.write(part)
+        except httpx.TransportError as error:
+            raise Disconnected(f"the backup from {self._url} broke ({type(error).__name__})") from None
 
     async def ready(self) -> bool:
         """Whether the server takes work."""

@@ -38,6 +38,46 @@ def data_directory(path: Path) -> Path:
     return path
 
 
+# A write-ahead log needs memory that processes share: on these it is not there, or not to be relied on.
+_FOREIGN: Final = ("nfs", "cifs", "smb", "fuse", "9p", "virtiofs", "afs", "ceph", "gluster", "lustre")
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that a path lies on, such as ext4; empty where the kernel does not tell."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    place, best, found = str(path.resolve()), "", ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        mount = before.split()[4].replace("\\040", " ")
+        below = place == mount or place.startswith(mount.rstrip("/") + "/")
+        if below and len(mount) >= len(best):  # the last mount on a place is the one that is seen
+            best, found = mount, after.split()[0]
+    return found
+
+
+def foreign(kind: str) -> bool:
+    """Whether a file system of this type is another machine's or another program's, unfit for the database."""
+    return kind.startswith(_FOREIGN)
+
+
+def refuse_foreign(data: Path) -> None:
+    """Raises ConfigurationError when the data directory does not lie on a disk of this machine."""
+    if foreign(kind := file_system(data)):
+        raise ConfigurationError(
+            f"the data directory {data} lies on {kind}, where a database can be damaged: "
+            "set PARALLAX_DATA_DIR to a directory on a local disk"
+        )
+
+
+def private_file(path: Path) -> None:
+    """Make a file (0600), or take from others what they may do with it."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    path.chmod(0o600)
+
+
 def key_of(data: Path) -> Secret:
     """The key of this server's API: made once, readable by its owner alone."""
     path = data / "key"

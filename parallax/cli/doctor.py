@@ -46,7 +46,9 @@ def report(*, as_json: bool) -> int:
     settings = load()
     probed = _probed(settings)
     refused = LocalRuntime("doctor", shut=probed.shut, wish=settings.sandbox, problem=probed.problem).refusal(None)
-    findings = [_python(), _git(), _sqlite(), _data(settings.data_dir), _sandbox(settings.sandbox, probed)]
+    data = settings.data_dir
+    findings = [_python(), _git(), _sqlite(), _data(data, settings.min_free_mb), *_private(data)]
+    findings.append(_sandbox(settings.sandbox, probed))
     agents = [
         _shut_in(catalogue.probe(type_, environ=settings.provider_environment(), script=settings.agent_script), refused)
         for type_ in catalogue.known_types()
@@ -115,13 +117,41 @@ def _sqlite() -> Finding:
     )  # fmt: skip
 
 
-def _data(directory: Any) -> Finding:
+def _data(directory: Path, min_free_mb: int) -> Finding:
+    from parallax.datadir import file_system, foreign
+
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     if not os.access(existing, os.W_OK):
         return Finding(part="data", state="bad", found=f"{directory} cannot be written", remedy="set PARALLAX_DATA_DIR")
-    free = shutil.disk_usage(existing).free
-    state = "ok" if free > 2 * 1024**3 else "warn"
-    return Finding(part="data", state=state, found=f"{directory}, {free / 1024**3:.0f} GB free")
+    kind = file_system(existing)
+    if foreign(kind):
+        return Finding(
+            part="data", state="bad", found=f"{directory} lies on {kind}, where a database can be damaged",
+            remedy="set PARALLAX_DATA_DIR to a directory on a local disk",
+        )  # fmt: skip
+    free_mb = shutil.disk_usage(existing).free // 1024**2
+    found = f"{directory} ({kind or 'unknown file system'}), {free_mb / 1024:.0f} GB free"
+    if free_mb < min_free_mb:
+        return Finding(part="data", state="bad", found=found, remedy=f"new work needs {min_free_mb} MB: make room")
+    remedy = f"new work is refused below {min_free_mb} MB (PARALLAX_MIN_FREE_MB)"
+    low = free_mb < max(4 * min_free_mb, 2048)
+    return Finding(part="data", state="warn" if low else "ok", found=found, remedy=remedy if low else "")
+
+
+def _private(directory: Path) -> list[Finding]:
+    """What others could read of what is the owner's alone."""
+    open_to_others = [
+        path
+        for path in (directory, directory / "key", directory / "parallax.db")
+        if path.exists() and path.stat().st_mode & 0o077
+    ]
+    return [
+        Finding(
+            part="data", state="warn", found=f"{path} can be read by others",
+            remedy=f"chmod {'700' if path.is_dir() else '600'} {path}",
+        )
+        for path in open_to_others
+    ]  # fmt: skip
 
 
 def _probed(settings: Settings) -> Probed:

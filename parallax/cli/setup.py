@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(init)
     app.command()(doctor)
+    app.command()(backup)
 
 
 def init(
@@ -110,3 +112,36 @@ def doctor(as_json: JsonFlag = False) -> None:
     from parallax.cli.doctor import report
 
     raise typer.Exit(report(as_json=as_json))
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(help="The archive to write; one that is there is not written over.")],
+) -> None:
+    """Save what Parallax keeps, while it works.
+
+    Restore it with the server stopped: unpack the archive (`tar -xf`) into an empty PARALLAX_DATA_DIR. Branches are in
+    your repositories, not in it.
+    """
+    from parallax.cli.look import _with_client
+    from parallax.cli.output import err
+    from parallax.errors import UsageError
+
+    async def work(client: Any) -> None:
+        unfinished = file.with_name(file.name + ".part")
+        try:
+            descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        except OSError as error:
+            raise UsageError(f"{file} cannot be written: {error.strerror}") from None
+        try:
+            with os.fdopen(descriptor, "wb") as target:
+                await client.backup(target)
+                target.flush()
+                os.fsync(target.fileno())
+            unfinished.rename(file)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        err().print(f"saved to {file} ({file.stat().st_size / 1024**2:.1f} MB)")
+
+    if file.exists():
+        raise UsageError(f"{file} is there already: give another name")
+    _with_client(work)

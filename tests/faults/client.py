@@ -14,7 +14,9 @@ from tests.e2e.processes import World
 GONE = (ConnectionError, http.client.HTTPException, TimeoutError, urllib.error.URLError)
 
 
-def call(world: World, method: str, path: str, body: Any = None, timeout: float = 20, **headers: str) -> Any:
+def call(
+    world: World, method: str, path: str, body: Any = None, timeout: float = 20, raw: bool = False, **headers: str
+) -> Any:
     """One request to the server that runs now; raises one of GONE, or HTTPError with the answer."""
     url = read_lock(world.data / "lock").get("url")
     if url is None:
@@ -24,7 +26,8 @@ def call(world: World, method: str, path: str, body: Any = None, timeout: float 
         url + path, method=method, headers=sent, data=None if body is None else json.dumps(body).encode()
     )
     with urllib.request.urlopen(request, timeout=timeout) as answer:
-        return json.loads(answer.read())
+        content = answer.read()
+        return content if raw else json.loads(content)
 
 
 def submit(world: World, pattern: str, key: str, **given: Any) -> str:
