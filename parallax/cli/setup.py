@@ -122,7 +122,7 @@ def backup(
     Restore it with the server stopped: unpack the archive (`tar -xf`) into an empty PARALLAX_DATA_DIR. Branches are in
     your repositories, not in it.
     """
-    from parallax.cli.look import _with_client
+    from parallax.cli.look import with_client
     from parallax.cli.output import err
     from parallax.errors import UsageError
 
@@ -144,4 +144,4 @@ def backup(
 
     if file.exists():
         raise UsageError(f"{file} is there already: give another name")
-    _with_client(work)
+    with_client(work)
