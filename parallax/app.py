@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import defaultdict
 from contextlib import AsyncExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -45,6 +46,7 @@ from parallax.errors import ConfigurationError, NotFoundError
 from parallax.events import Event, EventBus
 from parallax.execution.budget import Budgets
 from parallax.execution.engine import ExecutionEngine
+from parallax.execution.finalising import Finalised, finalise_ended, steps_of
 from parallax.execution.history import History
 from parallax.execution.housekeeping import Housekeeping, Keep
 from parallax.execution.notify import AnswerLinks, Notifier
@@ -52,7 +54,7 @@ from parallax.execution.questions import QuestionDesk
 from parallax.execution.resilience import RetryPolicy
 from parallax.execution.runtime_manager import RuntimeManager
 from parallax.execution.team_tools import TeamTools
-from parallax.models import Json
+from parallax.models import Execution, Json
 from parallax.patterns.engine import PatternEngine
 from parallax.patterns.shipped import shipped_patterns
 from parallax.ports import AgentClient, AgentSession
@@ -62,6 +64,7 @@ from parallax.storage.statements import Change
 from parallax.storage.store import Store
 from parallax.workspaces.checks import CheckRunner
 from parallax.workspaces.credentials import CredentialService
+from parallax.workspaces.finalising import Finaliser, Wish
 from parallax.workspaces.git import Git
 from parallax.workspaces.github import GitHub, PlainGit
 from parallax.workspaces.integration import Integration
@@ -93,6 +96,7 @@ class Parallax:
         self.credentials: CredentialService
         self.workspaces: WorkspaceService
         self.integration: Integration
+        self.finaliser: Finaliser
         self.checks: CheckRunner
         self.runtime: LocalRuntime
         self.supervisor: AgentSupervisor
@@ -144,6 +148,7 @@ class Parallax:
         )
         await self.workspaces.sweep()
         self.integration = Integration(self.workspaces)
+        self.finaliser = Finaliser(self.workspaces, self.credentials, self.redact)
         self.checks = CheckRunner(self.workspaces, self.runtime)
         self.gateway = gateway = self._gateway(stack.enter_context(socket_directory(data)))
         stack.push_async_callback(gateway.close)
@@ -246,6 +251,8 @@ class Parallax:
             workspaces=self.workspaces,
             integration=self.integration,
             checks=self.checks,
+            credentials=self.credentials,
+            finaliser=self.finaliser,
             profile_of=self.profile_of,
             type_problem=self.type_problem,
             default_types=DEFAULT_TYPES,
@@ -295,6 +302,24 @@ class Parallax:
     def _open_client(self, session: AgentSession) -> AgentClient:
         found = catalogue.find(session.type, script=self.settings.agent_script, ledger=self.settings.scripted_ledger)
         return make_client(found, runtime=self.runtime, session=session)
+
+    async def push(
+        self, execution: Execution, repo: Repository, wish: Wish, *, approved: bool, dry_run: bool
+    ) -> Finalised:
+        """Push the result of an execution that has ended, as a person asks; a second time finds what is there."""
+        async with self.workspaces.locks.hold(f"finalise {execution.id}"):
+            steps = steps_of(await self.store.journal(execution.id))
+            repo = replace(repo, base_branch=execution.base_branch or repo.base_branch)
+            done = await finalise_ended(
+                self.finaliser, execution, repo, await self.profile_of(repo), wish, steps,
+                approved=approved, dry_run=dry_run,
+            )  # fmt: skip
+            if not dry_run and done.pushed.new:
+                data = {"branch": done.pushed.branch, "commit": done.pushed.sha, "url": done.pushed.url}
+                await self.tell(Event(execution=execution.id, type="branch.pushed", data=data))
+            if done.opened is not None and done.opened.new:
+                await self.tell(Event(execution=execution.id, type="pull_request.opened", data=asdict(done.opened)))
+        return done
 
     # -- for the doors -------------------------------------------------------------------------------------------------
 

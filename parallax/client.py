@@ -149,9 +149,9 @@ class Client:
         params: dict[str, Any] = {"stat": stat} | ({} if branch is None else {"branch": branch})
         return (await self._call("GET", f"/api/executions/{_quoted(execution_id)}/diff", params=params)).text
 
-    async def land(self, execution_id: str, *, branch: str | None) -> dict[str, Any]:
-        """Bring the result into the user's branch."""
-        return await self._json("POST", f"/api/executions/{_quoted(execution_id)}/land", json={"branch": branch})
+    async def land(self, execution_id: str, **body: Json) -> dict[str, Any]:
+        """Bring the result into the user's branch, or push it."""
+        return await self._json("POST", f"/api/executions/{_quoted(execution_id)}/land", json=body)
 
     async def events(
         self, execution_id: str, after: int = 0, *, follow: bool = True

@@ -287,7 +287,11 @@ class Execution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What an oracle saw. `passed` None means it could not run, which is no pass. `log` is the end of its output."""
+    """What an oracle saw. `passed` None means it could not run, which is no pass. `log` is the end of its output.
+
+    Of a check: the command, how many tests passed and failed where its output tells, and the verdict: pass, fail, flaky
+    (red, then green), red-before (as red without the work).
+    """
 
     oracle: str
     passed: bool | None
@@ -296,6 +300,10 @@ class Evidence:
     exit_code: int | None = None
     duration_s: float = 0.0
     log: str | None = None
+    command: str | None = None
+    tests_passed: int | None = None
+    tests_failed: int | None = None
+    verdict: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

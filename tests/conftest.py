@@ -92,7 +92,7 @@ class Team:
             Submission(
                 pattern=self.pattern(pattern, suffix),
                 input=given or {},
-                repo=None if self.repository is None else str(self.repository),
+                repo=more.pop("repo", None if self.repository is None else str(self.repository)),
                 agent="scripted",
                 **more,
             )

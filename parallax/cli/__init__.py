@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from parallax.cli import demo, history, look, patterns, prism_, run, serve, setup, spent, talk
+from parallax.cli import demo, history, land, look, patterns, prism_, run, serve, setup, spent, talk
 
 app = typer.Typer(
     name="parallax",
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-for module in (demo, run, look, history, spent, talk, patterns, setup, serve):
+for module in (demo, run, look, land, history, spent, talk, patterns, setup, serve):
     module.register(app)
 app.add_typer(prism_.app, name="prism")
 

@@ -1,8 +1,9 @@
-"""Reads `KEY=VALUE` inputs of the command line."""
+"""Reads `KEY=VALUE` inputs of the command line, and a token from the environment."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 
 from parallax.errors import UsageError
@@ -23,3 +24,12 @@ def read_inputs(goal: str | None, pairs: Sequence[str]) -> dict[str, Json]:
         except ValueError:
             found[key] = value
     return found
+
+
+def read_token(variable: str | None) -> str | None:
+    """A token from the environment: on the command line everybody on this machine could read it."""
+    if variable is None:
+        return None
+    if not (token := os.environ.get(variable, "").strip()):
+        raise UsageError(f"--token-env: the variable {variable} is not set, or empty")
+    return token

@@ -18,7 +18,6 @@ def register(app: typer.Typer) -> None:
     app.command()(agents)
     app.command()(logs)
     app.command()(diff)
-    app.command()(land)
 
 
 def executions(
@@ -218,60 +217,6 @@ def diff(
             sys.stdout.write(text)
 
     with_client(work)
-
-
-def land(
-    execution: ExecutionArg = None,
-    branch: Annotated[
-        str | None, typer.Option(help="Make this branch of the result instead of merging into the one checked out.")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Bring the result into your branch, or a new one.
-
-    Shows what it changes and why it is believed, and asks. Never writes over changes that are not committed.
-    """
-    from parallax.cli.run import must_be_there
-
-    must_be_there(yes)
-
-    async def work(client: Any) -> None:
-        from parallax.cli.closing import why
-        from parallax.cli.connection import resolve
-        from parallax.cli.output import err, out, print_json, styled
-        from parallax.cli.run import agreed
-
-        execution_id = await resolve(client, execution)
-        shown = await client.execution(execution_id)
-        if not as_json:
-            console = err()
-            console.print((await client.diff(execution_id, stat=True)).rstrip())
-            confidence = "unknown" if shown["confidence"] is None else f"{shown['confidence']:.2f}"
-            console.print(styled("confidence ", (confidence, "bold"), f"  {why(shown)}"))
-        if not yes and not await agreed("Land it?"):
-            err().print("nothing was landed")
-            raise typer.Exit(1)
-        landed = await client.land(execution_id, branch=branch)
-        if as_json:
-            print_json(landed)
-        else:
-            out().print(_landed(landed))
-
-    with_client(work)
-
-
-def _landed(landed: dict[str, Any]) -> str:
-    commit = landed["sha"][:10]
-    match landed["how"]:
-        case "nothing":
-            return f"nothing to land: {landed['branch']} has it already (at {commit})"
-        case "created":
-            return f"landed: the new branch {landed['branch']} is at {commit}; `git switch {landed['branch']}` shows it"
-        case how:
-            files = f"{landed['files']} file{'s' * (landed['files'] != 1)}"
-            merged = " by a merge" if how == "merge" else ""
-            return f"landed: {landed['branch']} is at {commit} now{merged}, {files} changed"
 
 
 def with_client(work: Any, *, run: bool = False) -> None:

@@ -51,6 +51,17 @@ def run(
     no_auto_resume: Annotated[
         bool, typer.Option("--no-auto-resume", help="At a used-up usage window wait for you, not for its end.")
     ] = False,
+    push: Annotated[bool, typer.Option("--push", help="Push the result to the remote at the end.")] = False,
+    pr: Annotated[bool, typer.Option("--pr", help="Push it and open a pull request with the evidence.")] = False,
+    onto: Annotated[str | None, typer.Option(help="The pull request's base instead of the branch begun from.")] = None,
+    draft: Annotated[bool, typer.Option("--draft", help="As a draft.")] = False,
+    label: Annotated[list[str] | None, typer.Option(help="A label of the pull request; may be repeated.")] = None,
+    reviewer: Annotated[list[str] | None, typer.Option(help="Who shall review it; may be repeated.")] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The variable that holds your token for the repository's remote."),
+    ] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Take only so many commits of a URL's history.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Leave it to the running server and return.")] = False,
     as_json: JsonFlag = False,
@@ -59,7 +70,7 @@ def run(
 
     Without a running server it embeds one; Ctrl-C then stops the agents and keeps what is finished.
     """
-    from parallax.cli.inputs import read_inputs
+    from parallax.cli.inputs import read_inputs, read_token
     from parallax.cli.spent import duration_ms
 
     body: dict[str, Any] = {
@@ -75,7 +86,13 @@ def run(
         "budget_turns": budget_turns,
         "budget_time": None if budget_time is None else duration_ms(budget_time),
         "auto_resume": not no_auto_resume,
-    }
+        "depth": depth,
+        "finalise": {
+            "push": push or pr, "pull_request": pr, "onto": onto, "draft": draft, "labels": label or [],
+            "reviewers": reviewer or [],
+        },
+        "token": read_token(token_env),
+    }  # fmt: skip
     raise typer.Exit(interruptible(_run(body, yes=yes, detach=detach, as_json=as_json)))
 
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -28,7 +28,9 @@ from parallax.errors import (
     FencedError,
     JournalError,
     ParallaxError,
+    RemoteError,
     RepositoryError,
+    StepFailed,
     StorageError,
     UsageError,
     leaf,
@@ -37,6 +39,7 @@ from parallax.events import Event, EventBus
 from parallax.execution.agent_proxy import AgentProxy, LimitedUntil, TypeProblem
 from parallax.execution.budget import Budgets, options_budget
 from parallax.execution.course import Course
+from parallax.execution.finalising import Finalising
 from parallax.execution.host import ExecutionHost
 from parallax.execution.journal import Journal, input_hash
 from parallax.execution.questions import QuestionDesk
@@ -48,6 +51,7 @@ from parallax.failpoints import fp
 from parallax.models import Budget, Execution, ExecutionState, Json, Usage, new_id
 from parallax.patterns.engine import Pattern, PatternEngine, check_input
 from parallax.patterns.plan import Plan, plan_of
+from parallax.redaction import Secret
 from parallax.storage.space import Space
 from parallax.storage.statements import (
     Change,
@@ -62,8 +66,11 @@ from parallax.storage.statements import (
 from parallax.storage.store import Store
 from parallax.telemetry import logger
 from parallax.workspaces.checks import CheckRunner
+from parallax.workspaces.credentials import CredentialService, Wanted
+from parallax.workspaces.finalising import Finaliser, Wish
 from parallax.workspaces.integration import Integration
 from parallax.workspaces.profile import Profile
+from parallax.workspaces.remotes import Errand
 from parallax.workspaces.repository import Repository
 from parallax.workspaces.service import WorkspaceService
 
@@ -88,6 +95,9 @@ class Submission:
     budget_turns: int | None = None
     budget_time_s: float | None = None
     auto_resume: bool = True
+    depth: int | None = None  # so many commits of a URL's history
+    wish: Wish = field(default_factory=Wish)
+    token: Secret | None = None  # for the repository's remote, for this execution alone; no part of what is asked for
 
     @property
     def budgets(self) -> dict[str, float | None]:
@@ -105,7 +115,8 @@ class Submission:
             {
                 "pattern": self.pattern, "input": dict(self.input), "repo": self.repo, "base": self.base,
                 "with_changes": self.with_changes, "agent": self.agent, "model": self.model,
-                "auto_resume": self.auto_resume, **self.budgets,
+                "auto_resume": self.auto_resume, **self.budgets, "depth": self.depth,
+                "wish": asdict(self.wish),
             },
         )  # fmt: skip
 
@@ -147,6 +158,8 @@ class ExecutionEngine:
         workspaces: WorkspaceService,
         integration: Integration,
         checks: CheckRunner,
+        credentials: CredentialService,
+        finaliser: Finaliser,
         profile_of: Callable[[Repository], Any],
         type_problem: TypeProblem,
         default_types: tuple[str, ...],
@@ -169,6 +182,8 @@ class ExecutionEngine:
         self._workspaces = workspaces
         self._integration = integration
         self._checks = checks
+        self._credentials = credentials
+        self._finaliser = finaliser
         self._profile_of = profile_of
         self._type_problem = type_problem
         self._default_types = default_types
@@ -257,11 +272,17 @@ class ExecutionEngine:
         agents = self.agents_for(plan, submission)
         repo = None
         if submission.repo is not None:
+            errand = Errand(url=submission.repo, token=submission.token)
             repo = await self._workspaces.open_repository(
-                submission.repo, submission.base, with_changes=submission.with_changes
-            )
+                submission.repo, submission.base, with_changes=submission.with_changes, depth=submission.depth,
+                errand=errand,
+            )  # fmt: skip
+            if submission.wish:
+                await self._finaliser.check(repo, submission.wish, errand)
         elif _needs_repository(plan):
             raise RepositoryError(f"pattern '{pattern.name}' works on a repository: give one with --repo DIR")
+        if submission.wish and repo is None:
+            raise UsageError("there is no repository that could be pushed: give one with --repo, or leave --push out")
         return Prepared(submission=submission, pattern=pattern, plan=plan, input=given, repo=repo, agents=agents)
 
     def agents_for(self, plan: Plan, submission: Submission) -> dict[str, str]:
@@ -302,9 +323,15 @@ class ExecutionEngine:
             options={
                 "agents": prepared.agents, "agent": submission.agent, "model": submission.model,
                 "path": prepared.pattern.path, "auto_resume": submission.auto_resume, **submission.budgets,
+                "wish": asdict(submission.wish),
             },
         )  # fmt: skip
-        return await self.admit(execution, prepared.pattern.program, key=key, asked_hash=submission.hash)
+        shared = []
+        if submission.token is not None and prepared.repo is not None:
+            url = await self._workspaces.remote_of(prepared.repo)
+            wanted = Wanted(url=url, access="write", execution=execution.id)
+            shared.append(insert_row("credentials", self._credentials.row(wanted, submission.token, source="user")))
+        return await self.admit(execution, prepared.pattern.program, key=key, asked_hash=submission.hash, shared=shared)
 
     async def admit(
         self,
@@ -525,7 +552,8 @@ class ExecutionEngine:
         repo = None
         profile = Profile()
         if execution.repo is not None:
-            repo = await self._workspaces.open_repository(execution.repo, execution.base)
+            errand = Errand(url=execution.repo, execution=execution.id)
+            repo = await self._workspaces.open_repository(execution.repo, execution.base, errand=errand)
             repo = replace(repo, base_branch=execution.base_branch or repo.base_branch)
             profile = await self._profile_of(repo)
         limit = options_budget(execution.options or {})
@@ -576,8 +604,14 @@ class ExecutionEngine:
             await self._ended_early(execution, course, running, cause)
             return
         await self._publish(course)
+        try:
+            undone = await self._finalise(course)
+        except asyncio.CancelledError as cancelled:
+            await self._ended_early(execution, course, running, cancelled)
+            return
         await self._end(
-            execution, journal, ExecutionState.SUCCEEDED, result=evaluation.value, confidence=evaluation.confidence,
+            execution, journal, ExecutionState.PARTIAL if undone else ExecutionState.SUCCEEDED,
+            result=evaluation.value, confidence=evaluation.confidence, cause=undone,
             usage=course.meter.spent,
         )  # fmt: skip
 
@@ -607,6 +641,18 @@ class ExecutionEngine:
         await self._publish(course)
         await self._end(execution, course.journal, state, cause=told, usage=course.meter.spent)
 
+    async def _finalise(self, course: Course) -> str | None:
+        """Push, and open a pull request, where the run was asked to; returns why that was not done."""
+        wish = Wish.read((course.execution.options or {}).get("wish") or {})
+        if not wish or course.repo is None:
+            return None
+        try:
+            await Finalising(course, self._finaliser).run(wish)
+        except (RemoteError, UsageError, StepFailed) as error:
+            name = course.execution.id[-6:]
+            return f"the work is done and kept, but {error} (`parallax land {name} --push` tries again)"
+        return None
+
     async def _publish(self, course: Course) -> None:
         """The branches appear in the user's repository, under refs/heads/parallax/ alone."""
         if course.repo is None:
@@ -630,6 +676,7 @@ class ExecutionEngine:
     ) -> None:
         await self._supervisor.release(execution.id)  # before the last event: nothing of it runs when its end is told
         await self._desk.withdraw(journal)
+        await self._credentials.release(execution.id)
         now, usage = time.time(), usage or Usage()
         try:
             blob, _ = await self._store.keep_if_large(result, "the result")

@@ -218,16 +218,18 @@ def _judge(name: str, check: Check, ran: _Ran, timeout_s: float) -> Evidence:
     shell = isinstance(check.run, str)
     passed: bool | None = ran.code == 0
     score: float | None = 1.0 if passed else 0.0
+    counts: tuple[int, int] | None = None
     if ran.missing is not None or (shell and ran.code in _COULD_NOT_RUN):
         last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
         passed, score, detail = None, None, f"could not run: {ran.missing or last.strip()[:200]}"
     elif ran.code is None:
         detail = f"timed out after {timeout_s:g} s"
     else:
-        counts = _own_counts(check.score_pattern, text)
-        if counts and sum(counts):
-            score = counts[0] / sum(counts)
-        detail = _words(counts or counts_in(text), ran.code)
+        own = _own_counts(check.score_pattern, text)
+        if own and sum(own):
+            score = own[0] / sum(own)
+        counts = own or counts_in(text)
+        detail = _words(counts, ran.code)
     return Evidence(
         oracle=name,
         passed=passed,
@@ -236,7 +238,15 @@ def _judge(name: str, check: Check, ran: _Ran, timeout_s: float) -> Evidence:
         exit_code=ran.code,
         duration_s=ran.duration_s,
         log=log,
+        command=_shown(check.run),
+        tests_passed=counts[0] if counts else None,
+        tests_failed=counts[1] if counts else None,
+        verdict={True: "pass", False: "fail", None: None}[passed],
     )
+
+
+def _shown(command: Command) -> str:
+    return command if isinstance(command, str) else " ".join(command)
 
 
 def _words(counts: tuple[int, int] | None, code: int) -> str:

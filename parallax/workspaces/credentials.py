@@ -196,8 +196,11 @@ class CredentialService:
             raise RemoteError(f"grant '{grant}' could not be revoked now: the provider was not reached", "network")
         return _shown(row)
 
-    async def release(self, execution: str, *, step: str | None = None) -> None:
-        """Everything that was issued for an execution, or for one step of it, ends. Never raises for a provider."""
+    async def release(self, execution: str | None, *, step: str | None = None) -> None:
+        """Everything that was issued for an execution, or for one step of it, ends. Never raises for a provider.
+
+        None stands for what is done before there is an execution.
+        """
         more = {} if step is None else {"step": step}
         for row in await self._store.rows("credentials", execution=execution, state="issued", **more):
             await self._end(row["id"], "the step ended" if step else "the execution ended")

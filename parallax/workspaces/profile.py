@@ -150,6 +150,20 @@ class Profile(_Part):
         return tuple(self.checks) if which == "full" else tuple(self.checks)[:1]
 
 
+def matching(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The paths that a pattern covers: `*` within a name, `**` across folders, a folder all that is in it, and a name
+    without a slash wherever it stands."""
+    expressions = [_expression(pattern) for pattern in patterns]
+    return [path for path in paths if any(expression.fullmatch(path) for expression in expressions)]
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    anywhere = "" if "/" in pattern.rstrip("/") else "(?:.*/)?"
+    parts = re.split(r"(\*\*/?|\*|\?)", pattern.strip("/"))
+    words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return re.compile(anywhere + "".join(words.get(part, re.escape(part)) for part in parts) + "(?:/.*)?")
+
+
 def load(text: str, path: str = FILE) -> Profile:
     """Read a profile; raises ProfileError that names every mistake with its place and what was expected there."""
     try:

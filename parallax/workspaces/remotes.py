@@ -116,7 +116,7 @@ def _explained(error: GitError, url: str, *, with_token: bool, access: str) -> R
     if isinstance(error, RemoteError):
         return error
     said = f"{error}\n{error.stderr}"
-    kind = next((kind for kind, pattern in _KINDS if re.search(pattern, said)), "invalid")
+    kind = next((kind for kind, pattern in _KINDS if re.search(pattern, said, re.IGNORECASE)), "invalid")
     doing = "push to" if access != "read" else "read"
     match kind:
         case "denied":

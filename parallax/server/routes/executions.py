@@ -5,17 +5,33 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from parallax.errors import ConflictError, UsageError
 from parallax.execution.engine import Submission
 from parallax.execution.history import Fork
 from parallax.models import Execution, ExecutionState, Json
+from parallax.redaction import Secret
 from parallax.server import sse, views
 from parallax.server.parts import Part, json_response
+from parallax.workspaces.finalising import Wish
 from parallax.workspaces.repository import Repository
 
 router = APIRouter(prefix="/api/executions", tags=["executions"])
+
+
+class Wished(BaseModel):
+    """What shall be pushed, and how the pull request shall be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    push: bool = False
+    pull_request: bool = False
+    branch: str | None = Field(default=None, max_length=200)
+    onto: str | None = Field(default=None, max_length=200)
+    draft: bool = False
+    labels: list[str] = Field(default=[], max_length=50)
+    reviewers: list[str] = Field(default=[], max_length=15)
 
 
 class NewExecution(BaseModel):
@@ -36,6 +52,10 @@ class NewExecution(BaseModel):
     agent: str | None = None
     model: str | None = None
     budget: float | None = Field(default=None, gt=0)
+    depth: int | None = Field(default=None, ge=1)
+    finalise: Wished = Wished()
+    token: SecretStr | None = Field(default=None, max_length=4096)
+
     budget_tokens: int | None = Field(default=None, gt=0)
     budget_turns: int | None = Field(default=None, gt=0)
     budget_time: int | None = Field(default=None, gt=0)
@@ -43,7 +63,9 @@ class NewExecution(BaseModel):
 
     def submission(self) -> Submission:
         """For the engine."""
-        values = self.model_dump()
+        values = self.model_dump(exclude={"finalise", "token"})
+        values["wish"] = Wish.read(self.finalise.model_dump())
+        values["token"] = None if self.token is None else Secret(self.token.get_secret_value())
         budget, time_ms = values.pop("budget"), values.pop("budget_time")
         return Submission(
             **values,
@@ -70,12 +92,15 @@ class NewFork(BaseModel):
     pattern: str | None = Field(default=None, min_length=1, max_length=4096)
 
 
-class Land(BaseModel):
-    """Where the result goes: without a branch into what the user has checked out."""
+class Land(Wished):
+    """Where the result goes: without a branch into what the user has checked out; pushed where that is wished."""
 
-    model_config = ConfigDict(extra="forbid")
+    dry_run: bool = False
+    allow_protected: bool = False
 
-    branch: str | None = Field(default=None, max_length=200)
+    def wish(self) -> Wish:
+        """For the finaliser."""
+        return Wish.read(self.model_dump(exclude={"dry_run", "allow_protected"}))
 
 
 @router.post("", status_code=202)
@@ -193,10 +218,19 @@ async def diff(execution_id: str, parallax: Part, stat: bool = False, branch: st
 
 @router.post("/{execution_id}/land")
 async def land(execution_id: str, body: Land, parallax: Part) -> Response:
-    """Bring the result into the user's branch, or to a new one. Never over changes that are not committed."""
+    """Bring the result into the user's branch, or to a new one; or push it. Never over changes that are not committed.
+
+    A second call finds what the first one did.
+    """
     execution, repo = await _repository(parallax, execution_id)
     if not execution.state.final:
         raise ConflictError(f"execution '{execution_id}' is {execution.state}: land it when it has ended")
+    if wish := body.wish():
+        return json_response(
+            await parallax.push(execution, repo, wish, approved=body.allow_protected, dry_run=body.dry_run)
+        )
+    if body.dry_run:
+        raise UsageError("a dry run is of a push: add --push or --pr (`parallax diff` shows what would be landed)")
     landed = await parallax.workspaces.land(repo, execution_id, branch=body.branch)
     return json_response(landed)
 
