@@ -116,7 +116,7 @@ class EventLog(Protocol):
 class _Subscriber:
     execution: str
     limit: int
-    queue: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    queue: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)
     overflowed: bool = False
 
     def offer(self, event: Event) -> None:
@@ -124,6 +124,12 @@ class _Subscriber:
             self.overflowed = True  # the reader goes back to the table: nothing is lost, nothing grows
         else:
             self.queue.put_nowait(event)
+
+    def look(self) -> None:
+        """There is more in the table than this process has told."""
+        if not self.overflowed:
+            self.overflowed = True
+            self.queue.put_nowait(None)
 
 
 class EventBus:
@@ -140,6 +146,12 @@ class EventBus:
             for subscriber in self._subscribers:
                 if subscriber.execution == event.execution:
                     subscriber.offer(event)
+
+    def hear(self, execution: str | None) -> None:
+        """Another server has told events of this execution (None: perhaps of any): the readers look into the table."""
+        for subscriber in self._subscribers:
+            if execution in (None, subscriber.execution):
+                subscriber.look()
 
     async def stream(self, execution: str, after: int = 0) -> AsyncIterator[Event]:
         """Every event of the execution above `after`, from the table and then live, each once, in order.
@@ -160,14 +172,16 @@ class EventBus:
                 if ended:
                     return
                 while not (subscriber.overflowed and subscriber.queue.empty()):
-                    event = await subscriber.queue.get()
-                    if event.seq <= after:
-                        continue
-                    if event.seq != after + 1:  # commits of two tasks were told in another order: read the table
+                    live = await subscriber.queue.get()
+                    if live is None:
                         break
-                    after = event.seq
-                    yield event
-                    if event.type in TERMINAL:
+                    if live.seq <= after:
+                        continue
+                    if live.seq != after + 1:  # commits of two tasks were told in another order: read the table
+                        break
+                    after = live.seq
+                    yield live
+                    if live.type in TERMINAL:
                         break
         finally:
             self._subscribers.discard(subscriber)

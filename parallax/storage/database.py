@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy import Executable
 from sqlalchemy.engine import Dialect
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from parallax.events import Event
 from parallax.storage.statements import Change
 
 
 class Database(Protocol):
-    """One database: a single writer, and an engine that only reads."""
-
-    @property
-    def reader(self) -> AsyncEngine:
-        """For reads; open between `open` and `close`."""
-        ...
+    """One database: a single writer, and readers."""
 
     async def open(self) -> None:
         """Bring the schema up to date and connect. Raises StorageError, SchemaError."""
@@ -32,6 +26,10 @@ class Database(Protocol):
 
     async def commit(self, change: Change) -> list[Event]:
         """Make the change durable, or nothing of it; see `Store.commit`."""
+        ...
+
+    async def rows(self, statement: Executable) -> Sequence[Any]:
+        """Read. Raises StorageError."""
         ...
 
     async def next_epoch(self) -> int:
@@ -56,6 +54,26 @@ class Database(Protocol):
 
     async def backup(self, directory: Path) -> None:
         """A consistent copy into an empty directory. Raises StorageError, and UsageError where others back it up."""
+        ...
+
+
+class Sharing(Protocol):
+    """What a database can do besides where several servers share it."""
+
+    def on_news(self, heard: Callable[[str | None], None]) -> None:
+        """`heard` is told which execution another server has changed; None: any may have been."""
+        ...
+
+    async def lease(self, states: Sequence[str], limit: int) -> list[Any]:
+        """Take at most so many executions in these states that no server holds; each goes to one server only."""
+        ...
+
+    async def renew(self, ids: Iterable[str]) -> set[str]:
+        """Hold these for another while; returns those that are still this server's."""
+        ...
+
+    async def let_go(self, states: Sequence[str]) -> None:
+        """Leave whatever this server holds to anybody."""
         ...
 
 

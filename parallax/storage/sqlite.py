@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 from asyncio import to_thread
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import event
+from sqlalchemy import Executable, event
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from parallax.errors import FencedError, StorageError
@@ -32,13 +33,12 @@ REFUSED = "another owner holds this execution, or its step has a result already"
 class SqliteDatabase:
     """A `Database` in one file."""
 
-    reader: AsyncEngine
-
     def __init__(self, path: Path, relieve: Callable[[], bool] | None = None) -> None:
         self._path = path
         self._stack = AsyncExitStack()
         self._sql = Compiler(sqlite.dialect(paramstyle="named"))
         self._blobs = BlobFiles(path.parent / "blobs")
+        self._reader: AsyncEngine
         self.writer = Writer(path, relieve)
 
     async def open(self) -> None:
@@ -47,8 +47,8 @@ class SqliteDatabase:
         async with AsyncExitStack() as stack:
             await self.writer.open()
             stack.push_async_callback(self.writer.close)
-            self.reader = _read_only(self._path)
-            stack.push_async_callback(self.reader.dispose)
+            self._reader = _read_only(self._path)
+            stack.push_async_callback(self._reader.dispose)
             self._stack = stack.pop_all()
 
     async def close(self) -> None:
@@ -73,6 +73,14 @@ class SqliteDatabase:
         except sqlite3.IntegrityError as error:
             raise FencedError(f"refused by the store: {error}") from error
         return committed
+
+    async def rows(self, statement: Executable) -> Sequence[Any]:
+        """Read from the file, beside the writer."""
+        try:
+            async with self._reader.connect() as connection:
+                return (await connection.execute(statement)).mappings().all()
+        except SQLAlchemyError as error:
+            raise StorageError(f"{self._path} cannot be read: {error.__cause__ or error}") from error
 
     async def next_epoch(self) -> int:
         """One more than ever before."""

@@ -26,7 +26,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql
 
 from parallax.events import Event
 from parallax.models import Execution, ExecutionState, Json, Question
@@ -106,6 +106,16 @@ def insert_journal() -> Insert:
 @cache
 def update_guard() -> Update:
     """Touches the row only when the caller's epoch still owns it."""
+    return _touch()
+
+
+@cache
+def update_current() -> Update:
+    """The same words with another meaning, which a shared database tells apart: see `current`."""
+    return _touch()
+
+
+def _touch() -> Update:
     rows = t.executions
     return (
         update(rows)
@@ -144,8 +154,8 @@ def _insert(table_name: str, replace_row: bool) -> Insert:
     values: dict[str, Any] = {column.name: bindparam(column.name) for column in table.c}
     if not replace_row:
         return insert(table).values(values)
-    # SQLite's words for it are PostgreSQL's, too.
-    upsert = sqlite.insert(table).values(values)
+    # PostgreSQL's words for it are SQLite's, too.
+    upsert = postgresql.insert(table).values(values)
     changed = {column.name: upsert.excluded[column.name] for column in table.c if not column.primary_key}
     return upsert.on_conflict_do_update(index_elements=[column.name for column in table.primary_key], set_=changed)
 
@@ -159,6 +169,11 @@ def insert_row(table_name: str, row: dict[str, Any], *, replace_row: bool = Fals
 def guard(execution: str, epoch: int) -> Write:
     """Refuse the change unless `epoch` still owns the execution."""
     return Write(update_guard(), {"b_id": execution, "b_epoch": epoch}, expect=1)
+
+
+def current(execution: str, epoch: int) -> Write:
+    """Refuse the change unless the execution is as it was read: for whoever does not own it, such as a person."""
+    return Write(update_current(), {"b_id": execution, "b_epoch": epoch}, expect=1)
 
 
 def not_ended(execution: str) -> Write:

@@ -23,7 +23,7 @@ from parallax.events import Event
 from parallax.models import Execution, ExecutionState, Json, Question, Usage
 from parallax.storage import tables as t
 from parallax.storage.blobs import json_size_within
-from parallax.storage.database import Database
+from parallax.storage.database import Database, Sharing
 from parallax.storage.sqlite import SqliteDatabase
 from parallax.storage.statements import Change, JournalEntry, forget, forget_bundles
 
@@ -35,11 +35,29 @@ LARGEST_B: Final = 50_000_000  # and beyond this it is an error
 
 
 class Store:
-    """The store of one installation. `async with Store(path) as store`."""
+    """The store of one installation. `async with Store(path) as store`, or `Store.shared_by(url, server)`."""
 
     def __init__(self, path: Path, relieve: Callable[[], bool] | None = None) -> None:
         """`relieve` makes room on a full disk, and says whether it could."""
         self._database: Database = SqliteDatabase(path, relieve)
+        self._sharing: Sharing | None = None
+
+    @classmethod
+    def shared_by(cls, url: str, server: str) -> Self:
+        """A PostgreSQL database that several servers share; `server` is the name of this one, kept over restarts.
+
+        Raises ConfigurationError for a URL that cannot be served.
+        """
+        from parallax.storage.postgres import PostgresDatabase
+
+        store = cls.__new__(cls)
+        store._database = store._sharing = PostgresDatabase(url, server)
+        return store
+
+    @property
+    def shared(self) -> bool:
+        """Whether other servers may write here, too: executions are then held by leases."""
+        return self._sharing is not None
 
     async def __aenter__(self) -> Self:
         await self._database.open()
@@ -94,12 +112,34 @@ class Store:
         """A consistent copy of everything, with the store in use, into an empty directory: it is a data directory."""
         await self._database.backup(directory)
 
+    # -- sharing -----------------------------------------------------------------------------------------------------
+
+    def on_news(self, heard: Callable[[str | None], None]) -> None:
+        """`heard` is told which execution another server has changed; None: any may have been. Else nobody calls it."""
+        if self._sharing is not None:
+            self._sharing.on_news(heard)
+
+    async def lease(self, states: Sequence[ExecutionState], limit: int) -> list[Execution]:
+        """Take executions that no living server holds, for a while; see `Sharing`. Only where the store is shared."""
+        assert self._sharing is not None
+        return [_execution(row) for row in await self._sharing.lease([str(state) for state in states], limit)]
+
+    async def renew(self, ids: Sequence[str]) -> set[str]:
+        """Hold these for another while; returns those that are still this server's."""
+        assert self._sharing is not None
+        return await self._sharing.renew(ids)
+
+    async def let_go(self, states: Sequence[ExecutionState]) -> None:
+        """Leave whatever this server holds to the others: at its end, and after a crash at its start."""
+        if self._sharing is not None:
+            await self._sharing.let_go([str(state) for state in states])
+
     # -- reading ---------------------------------------------------------------------------------------------------
 
     async def _rows(self, statement: Executable) -> Sequence[Any]:
         # A reader that leaves in the middle must not take a connection with an open read along: the read is short, so
         # it is let to its end, and the cancellation is honoured then.
-        reading = asyncio.ensure_future(self._read(statement))
+        reading = asyncio.ensure_future(self._database.rows(statement))
         try:
             return await asyncio.shield(reading)
         except asyncio.CancelledError:
@@ -107,10 +147,6 @@ class Store:
             if not reading.cancelled():
                 reading.exception()  # retrieved: its reader is gone
             raise
-
-    async def _read(self, statement: Executable) -> Sequence[Any]:
-        async with self._database.reader.connect() as connection:
-            return (await connection.execute(statement)).mappings().all()
 
     async def rows(self, table_name: str, **equal: Any) -> list[dict[str, Any]]:
         """The rows of a table whose columns have these values: for tables that one room keeps for itself."""

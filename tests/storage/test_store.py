@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,7 @@ from parallax.storage.statements import (
     set_execution,
 )
 from parallax.storage.store import Store
+from tests.postgres import Cluster
 
 
 def execution(**more: object) -> Execution:
@@ -40,10 +42,21 @@ def entry(of: Execution, key: str, kind: str = "result", epoch: int = 0) -> Jour
     return JournalEntry(execution=of.id, step_key=key, kind=kind, attempt=1, epoch=epoch, body={"k": key})
 
 
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with Store(tmp_path / "parallax.db") as opened:
+@pytest.fixture(params=["sqlite", "postgres"])
+async def store(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """The same promises in both databases."""
+    if request.param == "sqlite":
+        made = Store(tmp_path / "parallax.db")
+    else:
+        cluster: Cluster = request.getfixturevalue("postgres")
+        made = Store.shared_by(await cluster.database(), "one")
+    async with made as opened:
         yield opened
+
+
+def commits(store: Store) -> int:
+    database: Any = store._database
+    return int(database._commits if store.shared else database.writer.commits)
 
 
 @pytest.fixture
@@ -113,9 +126,9 @@ async def test_one_failing_batch_of_a_group_commit_spares_its_neighbours(store: 
 
 
 async def test_many_writers_share_commits(store: Store, known: Execution) -> None:
-    before = store._database.writer.commits
+    before = commits(store)
     await asyncio.gather(*(store.commit(Change([append(entry(known, f"s{n}"))])) for n in range(500)))
-    assert store._database.writer.commits - before < 250
+    assert commits(store) - before < 250
 
 
 async def test_a_cancelled_caller_waits_for_its_commit_before_it_leaves(store: Store, known: Execution) -> None:
