@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 from agent_helpers import marked, task
 
 from parallax.agents.clients.acp import AcpClient
+from parallax.agents.clients.headless import HeadlessClient
+from parallax.agents.clis.claude import ClaudeHeadless
 from parallax.agents.clis.scripted import ScriptedCLI
 from parallax.agents.registries.memory import MemoryAgentRegistry
 from parallax.agents.runtimes.local import LocalRuntime
@@ -24,7 +27,7 @@ from parallax.agents.turn import Silence
 from parallax.errors import AgentCrashed, AgentError, HelpNeeded, LoginNeeded, ProviderLimited
 from parallax.events import Event
 from parallax.models import AgentState, Question
-from parallax.ports import AgentSession, Traffic
+from parallax.ports import AgentClient, AgentSession, Traffic
 from parallax.redaction import Redactor
 
 A, B = "e1.engineer.1", "e1.engineer.2"
@@ -56,6 +59,7 @@ class House:
         self.sessions: list[str | None] = []
         self.runtime = LocalRuntime(owner)
         self.program = sys.executable
+        self.client: Callable[[AgentSession], AgentClient] | None = None
         self.registry = MemoryAgentRegistry()
         settings: dict[str, Any] = {"silence": Silence(stall_s=20, end_s=40)} | more
         self.supervisor = AgentSupervisor(
@@ -66,8 +70,10 @@ class House:
     async def _tell(self, event: Event) -> None:
         self.events.append(event)
 
-    def _client(self, session: AgentSession) -> AcpClient:
+    def _client(self, session: AgentSession) -> AgentClient:
         self.sessions.append(session.cli_session)
+        if self.client is not None:
+            return self.client(session)
         cli = ScriptedCLI(self.script, self.place / "ledger")
         return AcpClient(runtime=self.runtime, cli=cli, session=session, program=self.program, grace_s=1.0)
 
@@ -290,6 +296,48 @@ async def test_bad_agents_end_with_a_named_cause_and_leave_nothing(house: Open, 
         assert caught.value.retryable
         assert words in h.told("agent.error")["cause"]
         assert h.supervisor.agents() == []
+
+
+HEADLESS = """#!{python} -S
+import sys, time
+sys.stdin.read()
+print({lines!r}, flush=True)
+time.sleep({seconds})
+sys.exit({code})
+"""
+RESULT_LINE = json.dumps(
+    {"type": "result", "subtype": "success", "is_error": False, "result": "done\n\nCONFIDENCE: 0.9", "session_id": "s1"}
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "seconds", "code", "end", "kind"),
+    [
+        (RESULT_LINE, 300, 0, "done", "never_ends"),
+        (RESULT_LINE, 0.2, 0, "done", None),
+        ("", 0, 0, "ended with exit code 0 without a result", "nothing"),
+        (json.dumps({"type": "system", "subtype": "init", "session_id": "s1"}), 300, 0, "no sign of life", "silent"),
+    ],
+)
+async def test_headless_agents_that_stay_and_that_leave_with_nothing(
+    house: Open, place: Path, lines: str, seconds: float, code: int, end: str, kind: str | None
+) -> None:
+    program = place / "claude"
+    program.write_text(HEADLESS.format(python=sys.executable, lines=lines, seconds=seconds, code=code))
+    program.chmod(0o755)
+    async with house([], silence=Silence(stall_s=2, end_s=3)) as h:
+        h.client = lambda session: HeadlessClient(
+            runtime=h.runtime, cli=ClaudeHeadless(), session=replace(session, env={"ANTHROPIC_API_KEY": "x"}),
+            program=str(program), grace_s=30.0,
+        )  # fmt: skip
+        began = time.monotonic()
+        try:
+            told = (await h.turn()).value
+        except AgentError as error:
+            told = str(error)
+        assert end in told
+        assert [event.data["kind"] for event in h.events if event.type == "agent.stalled"] == ([kind] if kind else [])
+        assert time.monotonic() - began < 25  # not the client's patience of 30 s
 
 
 async def test_a_crash_at_the_start_is_a_named_failure(house: Open, place: Path) -> None:
