@@ -325,17 +325,17 @@ class AgentSupervisor:
         """A parked agent goes on now, whatever the clock says. Raises NotFoundError."""
         self._member(agent_id).woken.set()
 
-    async def rest(self, agent_id: str) -> None:
-        """Wait until a parked agent may go on. Raises AgentCrashed when it was stopped meanwhile."""
+    async def rest(self, agent_id: str) -> bool:
+        """Wait until a parked agent may go on; False when it was stopped meanwhile."""
         member = self._members.get(agent_id)
         while member is not None and not member.leaving() and member.life.state is AgentState.PARKED:
             left_s = (member.life.agent.until or 0.0) - time.time()
             if left_s <= 0 or member.woken.is_set():
-                return
+                return True
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(LOOK_S, left_s)):
                     await member.woken.wait()
-        raise AgentCrashed(f"agent {agent_id} was stopped while it was parked")
+        return False
 
     async def help(self, agent_id: str, task: Task, error: HelpNeeded, ask: Ask) -> bool:
         """Ask a person to put right what keeps the agent from working; whether it is to be tried again."""

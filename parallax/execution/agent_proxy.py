@@ -15,7 +15,15 @@ from pathlib import Path
 
 from parallax.agents.supervisor import AgentSupervisor
 from parallax.agents.turn import Ask
-from parallax.errors import AgentError, AgentUnavailable, AttentionNeeded, HelpNeeded, ProviderLimited, UsageError
+from parallax.errors import (
+    AgentCrashed,
+    AgentError,
+    AgentUnavailable,
+    AttentionNeeded,
+    HelpNeeded,
+    ProviderLimited,
+    UsageError,
+)
 from parallax.execution.budget import Meter
 from parallax.execution.journal import Journal
 from parallax.execution.resilience import RetryPolicy
@@ -157,27 +165,17 @@ class AgentProxy:
             try:
                 async with nullcontext() if lent else self._places, slot.turn:
                     return await self._turn(slot, task, tree, ask, preset)
-            except ProviderLimited as error:
-                if await self._moved(slot, task, error, tried):
-                    await reset()
-                    continue
-                if not (self._execution.options or {}).get("auto_resume", True):
-                    raise _waits_for_a_person(slot, error) from error
-                parks += 1
-                if not policy.parks(error, parks):
-                    await self._supervisor.give_up(slot.agent_id, str(error))
-                    raise
-                await self._supervisor.rest(slot.agent_id)
-            except HelpNeeded as error:
-                if not await self._supervisor.help(slot.agent_id, task, error, ask):
-                    raise
             except AgentError as error:
-                attempt += 1
-                wait_s = policy.wait_s(error, attempt)
-                if wait_s is None:
-                    raise
-                await self._tell_retry(slot, task, error, attempt, wait_s)
-                await asyncio.sleep(wait_s)
+                parks += isinstance(error, ProviderLimited)
+                park = policy.parks(parks, error)
+                failed = await self._kept(slot, task, ask, error, park=park, tried=tried)
+                if failed is not None:
+                    attempt += 1
+                    wait_s = policy.wait_s(failed, attempt)
+                    if wait_s is None:
+                        raise failed from error.__cause__
+                    await self._tell_retry(slot, task, failed, attempt, wait_s)
+                    await asyncio.sleep(wait_s)
             if not self._supervisor.goes_on(slot.agent_id):
                 await reset()
 
@@ -199,6 +197,28 @@ class AgentProxy:
             await self._journal.tell(event)
             return True
         return False
+
+    async def _kept(
+        self, slot: Slot, task: Task, ask: Ask, error: AgentError, *, park: bool, tried: set[str]
+    ) -> AgentError | None:
+        """Wait until what keeps an agent from working is over: None then, else the error that ends its attempt.
+
+        A limit is first got around by another type of agent; `tried` are those that have met one in this turn.
+        """
+        match error:
+            case ProviderLimited() if await self._moved(slot, task, error, tried):
+                return None
+            case ProviderLimited() if not (self._execution.options or {}).get("auto_resume", True):
+                raise _waits_for_a_person(slot, error) from error
+            case ProviderLimited() if park:
+                if await self._supervisor.rest(slot.agent_id):
+                    return None
+                return AgentCrashed(f"agent {slot.agent_id} was stopped while it was parked ({error})")
+            case ProviderLimited():
+                await self._supervisor.give_up(slot.agent_id, str(error))
+            case HelpNeeded() if await self._supervisor.help(slot.agent_id, task, error, ask):
+                return None
+        return error
 
     async def consult(self, slot: Slot, task: Task, tree: Path, ask: Ask, *, preset: str) -> TaskResult:
         """A short turn within somebody else's, such as a colleague's question: it takes no place of its own."""

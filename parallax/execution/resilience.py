@@ -19,21 +19,23 @@ class RetryPolicy:
 
     `blind_parks`: how often in one turn an agent is parked because of a limit whose end nobody names. With the
     supervisor's doubling that is an hour and three quarters; one with a known end is waited for however often it comes.
-    `auto_resume` off: a limit ends the turn instead.
     """
 
     retries: int = 2
     first_s: float = 1.0
     cap_s: float = 60.0
     blind_parks: int = 12
-    auto_resume: bool = True
 
-    def parks(self, error: ProviderLimited, times: int) -> bool:
+    def parks(self, times: int, error: ParallaxError) -> bool:
         """Whether a turn that met a limit for the n-th time waits until it is over."""
-        return self.auto_resume and (error.resets_at is not None or times <= self.blind_parks)
+        known = isinstance(error, ProviderLimited) and error.resets_at is not None
+        return known or times <= self.blind_parks
 
     def wait_s(self, error: ParallaxError, attempt: int) -> float | None:
-        """Seconds to wait before another attempt after `attempt` (from 1) failed; None: do not try again."""
-        if not error.retryable or attempt > self.retries:
+        """Seconds to wait before another attempt after `attempt` (from 1) failed; None: do not try again.
+
+        A limit is waited for or it ends the turn; trying again would only meet it again.
+        """
+        if not error.retryable or isinstance(error, ProviderLimited) or attempt > self.retries:
             return None
         return random.uniform(0.0, min(self.cap_s, self.first_s * 2 ** (attempt - 1)))  # noqa: S311 - jitter

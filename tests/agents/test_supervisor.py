@@ -194,8 +194,7 @@ async def test_the_gateway_parks_an_agent_in_mid_turn(house: Open) -> None:
         resting = asyncio.create_task(h.supervisor.rest(A))
         await asyncio.sleep(0)
         await h.supervisor.stop(A, "a person")
-        with pytest.raises(AgentCrashed, match="was stopped while it was parked"):
-            await resting
+        assert not await resting
         assert h.states()[-3:] == ["parked", "stopping", "stopped"]
 
 

@@ -62,9 +62,10 @@ def test_what_cannot_pass_is_not_tried_again_and_neither_is_the_last_attempt() -
 
 def test_a_limit_is_waited_for_as_often_as_it_comes_but_not_blindly_for_ever() -> None:
     policy = RetryPolicy(blind_parks=3)
-    assert policy.parks(ProviderLimited("429", resets_at=time.time() + 30), 1_000)
-    assert [policy.parks(ProviderLimited("429"), times) for times in (1, 3, 4)] == [True, True, False]
-    assert not RetryPolicy(auto_resume=False).parks(ProviderLimited("429", resets_at=time.time() + 30), 1)
+    known = ProviderLimited("429", resets_at=time.time() + 30)
+    assert policy.parks(1_000, known)
+    assert [policy.parks(times, ProviderLimited("429")) for times in (1, 3, 4)] == [True, True, False]
+    assert policy.wait_s(known, 1) is None
 
 
 def test_a_request_is_hashed_by_its_content_whatever_the_order_of_its_keys() -> None:
