@@ -152,7 +152,7 @@ class Plays:
     def __init__(self, place: Path, limit_s: float, owner: str) -> None:
         self.place = place
         self.limit_s = limit_s
-        self.runtime = LocalRuntime(owner)
+        self.runtime = LocalRuntime(owner, wish="off")
         self.runs: dict[str, Run] = {}
         self.supervisors: dict[str, AgentSupervisor] = {}
 

@@ -57,7 +57,7 @@ class House:
         self.questions: list[Question] = []
         self.answers: list[str] = []
         self.sessions: list[str | None] = []
-        self.runtime = LocalRuntime(owner)
+        self.runtime = LocalRuntime(owner, wish="off")
         self.program = sys.executable
         self.client: Callable[[AgentSession], AgentClient] | None = None
         self.registry = MemoryAgentRegistry()
