@@ -93,6 +93,9 @@ class TwoVendors:
     async def give_up(self, agent_id: str, reason: str) -> None:
         self.ended.append(reason)
 
+    def goes_on(self, agent_id: str) -> bool:
+        return False
+
 
 @pytest.mark.parametrize("closed", [False, True])
 async def test_work_moves_to_another_vendor_where_the_role_allows(tmp_path: Path, closed: bool) -> None:
