@@ -3,7 +3,7 @@
 AGENT ?= scripted
 BIN := .venv/bin
 
-.PHONY: help install demo serve check test faults cases fuzz stalls bench budgets lock clean
+.PHONY: help install demo serve check test conformance faults cases fuzz stalls bench budgets lock clean
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -26,12 +26,17 @@ check: install ## Lint, format, types, import contracts
 	$(BIN)/lint-imports
 
 test: check ## Everything that must hold before a change lands
-	@if command -v npm >/dev/null; then echo "the real CLIs, pinned:"; $(BIN)/python tests/conformance/install.py; fi
+	@if command -v npm >/dev/null; then echo "the real CLIs, pinned:"; $(BIN)/python tests/conformance/install.py claude codex; fi
 	$(BIN)/pytest -n 2 --dist loadfile
 
 faults: install ## Kill the server at every bad moment, compare ledgers (FULL=1: more; RECORD=1: into docs/reliability.md)
 	PARALLAX_FAULTS=$(if $(FULL),full,fast) $(if $(RECORD),PARALLAX_FAULTS_PAGE=docs/reliability.md) \
 		$(BIN)/pytest tests/faults --timeout 3600
+
+conformance: install ## The real CLIs, all of them (CLIS="gemini qwen" for some); writes the table in docs/agents.md
+	$(BIN)/python tests/conformance/install.py $(CLIS)
+	PARALLAX_CONFORMANCE="$(or $(CLIS),all)" PARALLAX_CONFORMANCE_DOC=$(if $(CLIS),,docs/agents.md) PARALLAX_REQUIRE_REAL_CLIS=1 \
+	  $(BIN)/pytest tests/conformance --timeout 900
 
 cases: install ## The conformance cases of Prism
 	$(BIN)/python -m parallax.prism cases tests/prism/cases.jsonl

@@ -20,7 +20,7 @@ import psutil
 
 from parallax import failpoints, telemetry
 from parallax.agents.clients.factory import make_client
-from parallax.agents.clis import catalogue
+from parallax.agents.clis.catalogue import Catalogue
 from parallax.agents.gateway.egress import Allowed
 from parallax.agents.gateway.prices import Prices
 from parallax.agents.gateway.providers import Account
@@ -73,7 +73,7 @@ from parallax.workspaces.repository import Repository
 from parallax.workspaces.sealing import Sealer
 from parallax.workspaces.service import WorkspaceService
 
-DEFAULT_TYPES: Final = ("claude", "codex", "gemini", "opencode", "qwen")
+DEFAULT_TYPES: Final = ("claude", "codex", "gemini", "opencode", "qwen", "copilot", "aider")
 AGENT_MEMORY_B: Final = 600 * 1024 * 1024
 
 
@@ -94,6 +94,7 @@ class Parallax:
         self.bus: EventBus
         self.patterns = pattern_engine(settings)
         self.credentials: CredentialService
+        self.catalogue = Catalogue.of(settings)
         self.workspaces: WorkspaceService
         self.integration: Integration
         self.finaliser: Finaliser
@@ -198,7 +199,7 @@ class Parallax:
                 egress=[Allowed.read(text) for text in settings.egress.split(",") if text.strip()],
                 sockets=sockets,
             ),
-            providers_of=catalogue.providers,
+            providers_of=self.catalogue.providers,
             redactor=self.redact,
             prices=Prices.read(settings.prices),
             meter=self.budgets,
@@ -296,11 +297,10 @@ class Parallax:
             return refused
         if type_ == "scripted" and settings.agent_script is not None and not settings.agent_script.is_file():
             return f"the agent script {settings.agent_script} (PARALLAX_AGENT_SCRIPT) is not there"
-        environment = settings.provider_environment()
-        return catalogue.probe(type_, environ=environment, script=settings.agent_script).problem
+        return self.catalogue.probe(type_).problem
 
     def _open_client(self, session: AgentSession) -> AgentClient:
-        found = catalogue.find(session.type, script=self.settings.agent_script, ledger=self.settings.scripted_ledger)
+        found = self.catalogue.find(session.type, session.capabilities)
         return make_client(found, runtime=self.runtime, session=session)
 
     async def push(

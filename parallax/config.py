@@ -9,9 +9,9 @@ import os
 import shlex
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from parallax.errors import ConfigurationError
@@ -32,6 +32,32 @@ class AccountSetting(BaseModel):
     base_url: str | None = None
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)
+
+
+class LocalAgent(BaseModel):
+    """An agent of this installation's own: one that runs by itself at an `endpoint`, or a `command` that speaks ACP.
+
+    `env` are variables of the command in whose values {home}, {model} and {url} are filled in; {url} is the base URL of
+    `provider` at the gateway, and `key` the variable that gets the token for it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")
+    endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/@]+(/[^\s?#]*)?$")
+    command: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    labels: dict[str, str] = Field(default_factory=dict)
+    env: dict[str, str] = Field(default_factory=dict)
+    provider: Literal["anthropic", "openai", "gemini"] = "openai"
+    key: str | None = None
+    resume: Literal["none", "load", "resume"] = "none"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if bool(self.endpoint) == bool(self.command):
+            raise ValueError(f"the agent '{self.id}' needs either an endpoint (HTTP) or a command (ACP)")
+        return self
 
 
 class Settings(BaseSettings):
@@ -80,6 +106,7 @@ class Settings(BaseSettings):
     gemini_base_url: str = Field(
         default="https://generativelanguage.googleapis.com", validation_alias="GOOGLE_GEMINI_BASE_URL"
     )
+    local_agents: tuple[LocalAgent, ...] = ()
     accounts: tuple[AccountSetting, ...] = ()
     account_rule: Literal["order", "spread"] = "order"
     prices: Path | None = None

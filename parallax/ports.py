@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from parallax.models import (
     Agent,
@@ -100,6 +100,7 @@ class AgentSession:
     `home` is private to the agent, kept between turns, never under a world-writable directory. `cli_session` is the
     CLI's own session id, when one is to be resumed. `door` is the gateway's; None where there is no gateway. `objects`
     are the git objects that the tree borrows. `shut_in`: a sandbox of ours holds it, and all names are those inside.
+    `capabilities` are what the role asks for: they choose among registered agents.
     """
 
     agent_id: str
@@ -115,6 +116,7 @@ class AgentSession:
     env: Mapping[str, str] | None = None
     objects: Path | None = None
     shut_in: bool = False
+    capabilities: tuple[str, ...] = ()
 
     @property
     def model_door(self) -> ModelDoor | None:
@@ -267,17 +269,25 @@ class Quirks:
 
     protocol: str = "acp"  # acp, stream_json or text
     one_turn_per_process: bool = False  # headless CLIs: each turn is a process of its own
-    resume: str = "none"  # none, load or resume: how ACP continues a session
+    resume: str = "none"  # none, load or resume: how a session is continued by a new process
     mode: str | None = None  # the ACP session mode to set after session/new
     end_turn_hides_limit: bool = False  # a rate limit can look like a normal end of turn
     exits_on_eof: bool = True
+    own_tools: bool = False  # the team tools stand in its configuration: ACP need not name them
 
 
 class AgentCLI(Protocol):
     """The dialect of one CLI. Pure: no I/O, so every line of it is tested with recorded lines."""
 
-    type: str
-    quirks: Quirks
+    @property
+    def type(self) -> str:
+        """The agent type, as patterns name it."""
+        ...
+
+    @property
+    def quirks(self) -> Quirks:
+        """What is peculiar to it."""
+        ...
 
     def launch(self, session: AgentSession, program: str) -> LaunchSpec:
         """How to start it (for one-turn CLIs: without the prompt)."""
@@ -287,12 +297,17 @@ class AgentCLI(Protocol):
         """Configuration files to write into the agent's home before it starts: relative path -> text."""
         ...
 
+
+@runtime_checkable
+class HeadlessCLI(AgentCLI, Protocol):
+    """A CLI without a protocol: one process a turn, whose output is read line by line."""
+
     def prompt(self, task: Task) -> tuple[tuple[str, ...], bytes]:
-        """For headless CLIs: further arguments and the bytes for standard input."""
+        """Further arguments and the bytes for standard input."""
         ...
 
     def read(self, line: bytes) -> Progress | TaskResult | None:
-        """Read one line of a headless CLI's output. A TaskResult ends the turn; the client fills in its ids."""
+        """Read one line of output. A TaskResult ends the turn; the client fills in its ids."""
         ...
 
 
@@ -359,6 +374,11 @@ class AgentClient(Protocol):
 
     def claim(self) -> TaskResult | None:
         """The result of the running turn as far as the agent has reported it, without having ended the turn."""
+        ...
+
+    @property
+    def version(self) -> str | None:
+        """The CLI's version, where it is known: it is recorded with every run."""
         ...
 
     @property

@@ -200,7 +200,9 @@ class AgentSupervisor:
 
     async def _ready(self, member: _Member, client: AgentClient) -> None:
         agent = member.life.agent
-        await member.life.move(AgentState.READY, pid=client.pid, role=agent.role, type=agent.type)
+        await member.life.move(
+            AgentState.READY, pid=client.pid, role=agent.role, type=agent.type, version=client.version
+        )
 
     async def _room(self, member: _Member) -> None:
         """Wait while memory is short and somebody's work may free some; idle agents are let go for it."""

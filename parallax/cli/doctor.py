@@ -38,7 +38,7 @@ class Finding:
 
 def report(*, as_json: bool) -> int:
     """Print the findings; 1 when something that Parallax cannot do without is missing."""
-    from parallax.agents.clis import catalogue
+    from parallax.agents.clis.catalogue import Catalogue
     from parallax.agents.runtimes.local import LocalRuntime
     from parallax.cli.output import out, print_json, styled
     from parallax.config import load
@@ -49,11 +49,8 @@ def report(*, as_json: bool) -> int:
     data = settings.data_dir
     findings = [_python(), _git(), _sqlite(), _data(data, settings.min_free_mb), *_private(data)]
     findings.append(_sandbox(settings.sandbox, probed))
-    agents = [
-        _shut_in(catalogue.probe(type_, environ=settings.provider_environment(), script=settings.agent_script), refused)
-        for type_ in catalogue.known_types()
-        if type_ != "scripted"
-    ]
+    known = Catalogue.of(settings)
+    agents = [_shut_in(known.probe(type_), refused) for type_ in known.types() if type_ not in {"scripted", "http"}]
     bad = any(finding.state == "bad" for finding in findings)
     if as_json:
         print_json({
@@ -88,7 +85,11 @@ def _agent_line(agent: Any) -> list[Any]:
 
 def _shut_in(agent: Readiness, refused: str | None) -> Readiness:
     """An agent that may not run without a sandbox is not ready without one."""
-    return replace(agent, ready=False, problem="needs a sandbox, see above") if refused and agent.ready else agent
+    return (
+        replace(agent, ready=False, problem="needs a sandbox, see above")
+        if refused and agent.ready and agent.program
+        else agent
+    )
 
 
 def _python() -> Finding:

@@ -240,6 +240,7 @@ class AgentProxy:
             preset=preset,
             model=(self._execution.options or {}).get("model"),
             objects=self._objects,
+            capabilities=slot.role.capabilities,
         )
         async with self._meter.turn(
             agent_id=slot.agent_id,

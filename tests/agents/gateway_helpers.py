@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from parallax.agents.clis.catalogue import providers
+from parallax.agents.clis.catalogue import Catalogue
 from parallax.agents.gateway.providers import Account
 from parallax.agents.gateway.service import Gateway, GatewaySettings
 from parallax.errors import BudgetExhausted
@@ -153,7 +153,7 @@ class Remembering:
 
 def all_providers(type_: str) -> tuple[str, ...]:
     """As the catalogue has it; type `all` speaks to all."""
-    return ("anthropic", "openai", "gemini") if type_ == "all" else providers(type_)
+    return ("anthropic", "openai", "gemini") if type_ == "all" else Catalogue().providers(type_)
 
 
 def accounts_of(url: str) -> dict[str, list[Account]]:

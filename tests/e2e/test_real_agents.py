@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.install import PACKAGES, cache, install
+from tests.conformance.install import ADAPTERS, cache, install
 from tests.conftest import git, make_repository
 from tests.modelserver.model_server import ModelServer
 
@@ -27,7 +27,6 @@ steps:
   - {id: work, type: assign, role: engineer, task: "${input.goal}"}
 output: work
 """
-ADAPTERS = {"claude": "claude-agent-acp", "codex": "codex-acp"}
 
 pytestmark = pytest.mark.real_cli
 
@@ -39,7 +38,7 @@ def programs() -> dict[str, Path]:
         if os.environ.get("PARALLAX_REQUIRE_REAL_CLIS"):
             pytest.fail("PARALLAX_REQUIRE_REAL_CLIS is set, but there is no Node")
         pytest.skip("the real CLIs need Node: neither node nor npm is on PATH")
-    return {name: install(name, cache()) for name in PACKAGES}
+    return {name: install(name, cache()) for pair in ADAPTERS.items() for name in pair}
 
 
 async def run_parallax(place: Path, env: dict[str, str], *args: str) -> tuple[int, str, str]:

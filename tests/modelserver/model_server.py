@@ -23,7 +23,8 @@ from aiohttp import web
 from tests.modelserver.dialects import Anthropic, Call, Chat, Dialect, Gemini, Responses, Tool, filled
 
 # permission: like `write`, with a command that no CLI takes for harmless.
-SCENARIOS = ("write", "text", "permission", "rate", "ratealways", "err500", "slow", "hang")
+# tool: it calls the team tool `post_note` and says so.
+SCENARIOS = ("write", "text", "permission", "tool", "rate", "ratealways", "err500", "slow", "hang")
 CWD = re.compile(r'(?:[Ww]orking directory: ?|<cwd>|in the directory: ?)(/[^\s<\\"`]+)')
 SHELLS = ("exec_command", "shell_command", "shell", "local_shell", "Bash", "bash", "run_shell_command")
 WRITERS = ("Write", "write_file", "write", "create")
@@ -57,6 +58,7 @@ class ModelServer:
     def __init__(self, script: Script | None = None, port: int = 0) -> None:
         self.script = script or Script()
         self.requests: list[Recorded] = []
+        self.scenario: str | None = None  # in place of the one in the URL: a test goes on with another
         self._port = port
         self._limited = 0
         self._ids = itertools.count(1)
@@ -128,7 +130,7 @@ class ModelServer:
     async def _answer(
         self, request: web.Request, body: Any, dialect: Dialect, stream: bool, model: str
     ) -> web.StreamResponse:
-        scenario = request.match_info["scenario"]
+        scenario = self.scenario or request.match_info["scenario"]
         if trouble := self._trouble(scenario, dialect):
             return trouble
         call = self._move(scenario, dialect.tools(body), dialect.results(body), json.dumps(body), body)
@@ -162,6 +164,8 @@ class ModelServer:
             return Call(self._without_tools(scenario, text, body))
         if scenario == "text" or results >= 2:
             return Call(self.script.answer)
+        if scenario == "tool":
+            return self._note(tools, results)
         shell = next((name for name in SHELLS if name in tools), None)
         command = ASKED if scenario == "permission" else self.script.command
         if "exec" in tools:  # Codex's code mode: one tool that runs JavaScript, the others are functions in it
@@ -182,13 +186,30 @@ class ModelServer:
         assert shell, f"no tool to write with among {list(tools)}"
         return _shell_call(shell, tools[shell], f"printf '{self.script.content}' > '{path}'")
 
+    def _note(self, tools: dict[str, Tool], results: int) -> Call:
+        """Call the team tool, wherever this CLI keeps it: in sight, behind a search, or inside its JavaScript."""
+        noted = next((name for name in tools if name.endswith("post_note")), None)
+        search = next((name for name in ("ToolSearch", "tool_search") if name in tools), None)
+        if results >= 2 or (results and not search):
+            return Call(self.script.answer)
+        if noted:
+            return Call({}, noted)
+        if search and not results:
+            return Call(filled(tools[search].schema, {"query": "select:mcp__parallax__post_note"}), search)
+        if "exec" in tools:
+            return Call("text(JSON.stringify(await tools.mcp__parallax__post_note({})))", "exec", custom=True)
+        return Call("There is no such tool.")
+
     def _without_tools(self, scenario: str, text: str, body: Any) -> str:
         """Whoever has no tools asks for a title, for a document by a schema, or (Aider) for whole files as text."""
         if schema := ((body.get("generationConfig") or {}).get("responseJsonSchema")):
             return json.dumps(filled(schema, {"next_speaker": "user"}))
         if "file listing" in text and scenario != "text":
             return f"{self.script.path}\n```\n{self.script.content}```\n\n{self.script.answer}"
-        return self.script.answer if "file listing" in text else "Write a file"
+        if "SEARCH/REPLACE" in text and scenario != "text":
+            block = f"<<<<<<< SEARCH\n=======\n{self.script.content}>>>>>>> REPLACE"
+            return f"{self.script.path}\n```\n{block}\n```\n\n{self.script.answer}"
+        return self.script.answer if "file listing" in text or "SEARCH/REPLACE" in text else "Write a file"
 
     def _patch(self) -> str:
         lines = "\n".join(f"+{line}" for line in self.script.content.splitlines())

@@ -72,6 +72,7 @@ class _Turn:
         self.message = ""
         self.tools = 0
         self.cost: int | None = None
+        self.tokens: shapes.Tokens = (0, 0, 0)  # of agents that tell them call by call
         self.denied: list[str] = []
         self._items: deque[Progress | Question] = deque()
         self._filled = asyncio.Event()
@@ -168,6 +169,7 @@ class AcpClient:
         cli: AgentCLI,
         session: AgentSession,
         program: str,
+        version: str | None = None,
         start_s: float = START_S,
         grace_s: float = GRACE_S,
     ) -> None:
@@ -176,6 +178,7 @@ class AcpClient:
         self._session = session
         self._inside = inside(runtime, cli, session)
         self._program = program
+        self.version = version
         self._start_s = start_s
         self._grace_s = grace_s
         self._process: AgentProcess | None = None
@@ -190,7 +193,6 @@ class AcpClient:
         self._cost = 0
         self._unfit: AgentError | None = None
         self._closed = False
-        self.agent_info: str | None = None
 
     # --- open and close -----------------------------------------------------------------------------------------------
 
@@ -245,7 +247,7 @@ class AcpClient:
                 f"Protocol, Parallax speaks {PROTOCOL_VERSION}"
             )
         if greeting.agent_info is not None:
-            self.agent_info = f"{greeting.agent_info.name} {greeting.agent_info.version}"
+            self.version = self.version or greeting.agent_info.version
         return greeting
 
     async def _begin(self, greeting: InitializeResponse) -> str:
@@ -254,7 +256,7 @@ class AcpClient:
         cwd, known = str(self._inside.tree), self._session.cli_session
         meta: dict[str, Any] = dict(self._cli.meta(self._inside)) if isinstance(self._cli, HasMeta) else {}
         can, resume = greeting.agent_capabilities, self._cli.quirks.resume
-        servers = _tool_servers(self._inside.tools, can)
+        servers = [] if self._cli.quirks.own_tools else _tool_servers(self._inside.tools, can)
         try:
             if known and can and resume == "load" and can.load_session:
                 await self._connection.load_session(cwd=cwd, session_id=known, mcp_servers=servers, **meta)
@@ -341,10 +343,11 @@ class AcpClient:
         report = read_report(turn.message, turn.task.schema if stop == "end_turn" else None)
         spent = 0 if turn.cost is None else max(0, turn.cost - self._cost)
         self._cost = self._cost if turn.cost is None else turn.cost
+        input_tokens, output_tokens, cached_tokens = shapes.tokens_of(tokens, response.field_meta) or turn.tokens
         usage = Usage(
-            input_tokens=tokens.input_tokens if tokens else 0,
-            output_tokens=tokens.output_tokens if tokens else 0,
-            cached_tokens=(tokens.cached_read_tokens or 0) if tokens else 0,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            cached_tokens=cached_tokens,
             cost=spent,
             turns=1,
             wall_s=round(time.monotonic() - turn.started, 3),
@@ -505,6 +508,8 @@ class AcpClient:
     async def _on_update(self, update: dict[str, Any]) -> None:
         if (turn := self._turn) is None:
             return  # the replay of a loaded session, or what comes after a turn
+        if (told := shapes.call_tokens(update)) is not None:
+            turn.tokens = shapes.added(turn.tokens, told)
         if (item := shapes.progress_of(update)) is not None:
             turn.progress(item)
             await turn.room()

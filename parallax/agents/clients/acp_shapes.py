@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from parallax.agents.clients.failures import short
 from parallax.models import Json, Progress
+
+Tokens: TypeAlias = tuple[int, int, int]  # input, output, cached
 
 OUTPUT_SHOWN: Final = 4_000  # characters of a tool's output that are passed on: its end
 COST_LIMIT: Final = 100_000.0  # dollars; what claims more is nonsense
@@ -56,6 +58,36 @@ def _tool(update: Mapping[str, Any]) -> Progress:
         if code is not None:
             data["exit_code"] = code
     return Progress(kind="tool", text=str(update.get("title") or ""), data=data)
+
+
+def tokens_of(usage: Any, meta: Any) -> Tokens | None:
+    """Input, output and cached tokens of a turn: where the protocol has them, or where Gemini CLI puts them."""
+    if usage is not None:
+        return usage.input_tokens, usage.output_tokens, usage.cached_read_tokens or 0
+    counts = _dict(_dict(_dict(meta).get("quota")).get("token_count"))
+    found = _count(counts.get("input_tokens")), _count(counts.get("output_tokens")), 0
+    return found if any(found) else None
+
+
+def call_tokens(update: Mapping[str, Any]) -> Tokens | None:
+    """The tokens of one model call, as Qwen Code tells them beside an empty piece of text."""
+    counts = _dict(_dict(update.get("_meta")).get("usage"))
+    cached = _count(counts.get("cachedReadTokens"))
+    found = max(0, _count(counts.get("inputTokens")) - cached), _count(counts.get("outputTokens")), cached
+    return found if any(found) else None
+
+
+def added(first: Tokens, second: Tokens) -> Tokens:
+    """Both together."""
+    return first[0] + second[0], first[1] + second[1], first[2] + second[2]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**12 else 0
 
 
 def bounded(raw: Any) -> Json:

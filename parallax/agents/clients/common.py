@@ -122,7 +122,8 @@ def _copy_login(type_: str, files: Mapping[str, Path], session: AgentSession) ->
     has_key = any(name.endswith(("_API_KEY", "_AUTH_TOKEN")) for name in session.env or ())
     if not has_login and not has_key and sys.platform != "darwin":
         sources = " or ".join(map(str, files.values()))
-        raise LoginNeeded(f"The agent '{type_}' is not logged in: there is no key for it and no {sources}")
+        lacking = f" and no {sources}" if files else ""
+        raise LoginNeeded(f"The agent '{type_}' is not logged in: there is no key for it{lacking}")
 
 
 def _write(home: Path, name: str, data: bytes) -> None:

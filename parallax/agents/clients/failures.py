@@ -18,7 +18,7 @@ _LIMIT: Final = re.compile(
 )
 _LOGIN: Final = re.compile(
     r"\b401\b|not logged in|please (run )?/?log ?in|authentication required|auth_required|invalid api key"
-    r"|invalid x-api-key|incorrect api key|unauthorized|token (has )?expired|authentication_error",
+    r"|invalid x-api-key|AuthenticationError|incorrect api key|unauthorized|token (has )?expired|authentication_error",
     re.IGNORECASE,
 )
 _RESET: Final = re.compile(r"(?:\||resets?_?at\D{1,4}|reset(?:s)? (?:at )?)(\d{10})(?:\d{3})?\b", re.IGNORECASE)

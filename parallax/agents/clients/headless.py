@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -19,8 +19,8 @@ from parallax.agents.clients.failures import failure
 from parallax.agents.clients.report import read_report
 from parallax.agents.clients.wire import CHUNK, Lines, Tail
 from parallax.errors import AgentCrashed, AgentError, EmptyTurn, ProtocolViolation
-from parallax.models import Progress, Question, Task, TaskResult
-from parallax.ports import AgentCLI, AgentProcess, AgentRuntime, AgentSession, Vitals
+from parallax.models import Progress, Question, Task, TaskResult, Usage
+from parallax.ports import AgentProcess, AgentRuntime, AgentSession, HeadlessCLI, Vitals
 
 LINE_LIMIT: Final = 50 * 1024 * 1024
 CANCEL_GRACE_S: Final = 2.0
@@ -33,15 +33,17 @@ class HeadlessClient:
         self,
         *,
         runtime: AgentRuntime,
-        cli: AgentCLI,
+        cli: HeadlessCLI,
         session: AgentSession,
         program: str,
+        version: str | None = None,
         grace_s: float = GRACE_S,
     ) -> None:
         self._runtime = runtime
         self._cli = cli
         self._session = session
         self._program = program
+        self.version = version
         self._grace_s = grace_s
         self._process: AgentProcess | None = None
         self._reading: _Reading | None = None
@@ -125,7 +127,9 @@ class HeadlessClient:
         )
 
     def _text_result(self, reading: _Reading, stop: str) -> TaskResult:
-        return TaskResult(task_id="", attempt=0, agent_id="", value=None, message=reading.message, stop=stop)
+        return TaskResult(
+            task_id="", attempt=0, agent_id="", value=None, message=reading.message, stop=stop, usage=reading.usage
+        )
 
     def _death(self, reading: _Reading, code: int | None) -> AgentError:
         words = reading.last_words.lines()
@@ -196,7 +200,7 @@ class HeadlessClient:
 class _Reading:
     """One process's output: what it shows, and what of it counts for the result."""
 
-    def __init__(self, cli: AgentCLI, process: AgentProcess, pulse: Pulse) -> None:
+    def __init__(self, cli: HeadlessCLI, process: AgentProcess, pulse: Pulse) -> None:
         self._cli = cli
         self._process = process
         self._pulse = pulse
@@ -205,6 +209,7 @@ class _Reading:
         self.message = ""
         self.tools = 0
         self.exit_code: int | None = None
+        self.usage = Usage()
         self.last_words = Tail()
         self.errors_read = asyncio.Event()
         self._titles: dict[object, str] = {}
@@ -248,6 +253,14 @@ class _Reading:
                 self.last_words.add(line[:200] + b"\n")  # a prompt for a terminal looks like any other text
             case "output":
                 self.message = item.text
+            case "usage":  # a text CLI's own word for the turn so far
+                data: Mapping[str, int] = item.data
+                self.usage += Usage(
+                    input_tokens=data["input"],
+                    output_tokens=data["output"],
+                    cost=data.get("cost", 0),
+                    priced="reported",
+                )
             case "tool":
                 identifier = item.data.get("id")
                 self.tools += identifier not in self._titles

@@ -7,32 +7,52 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
+from parallax.agents.clients.common import HasLogin
+from parallax.agents.clis.aider import Aider
 from parallax.agents.clis.claude import Claude, ClaudeHeadless
-from parallax.agents.clis.claude import login_files as claude_login
 from parallax.agents.clis.codex import Codex, CodexHeadless
-from parallax.agents.clis.codex import login_files as codex_login
+from parallax.agents.clis.copilot import Copilot
+from parallax.agents.clis.gemini import Gemini
 from parallax.agents.clis.generic import AcpCommand
+from parallax.agents.clis.opencode import OpenCode
+from parallax.agents.clis.qwen import Qwen
 from parallax.agents.clis.scripted import ScriptedCLI
-from parallax.errors import AgentUnavailable
-from parallax.ports import AgentCLI, Quirks
+from parallax.config import LocalAgent, Settings
+from parallax.errors import AgentUnavailable, ConfigurationError
+from parallax.ports import AgentCLI, HeadlessCLI, Quirks
 
 Which = Callable[[str], str | None]
+
+HTTP: Final = "http"  # the type that means any registered agent with the role's capabilities
+KEYS: Final = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY", "gemini": "GEMINI_API_KEY"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A CLI of this machine: its dialect, the program to start, and the client that speaks to it: acp or headless."""
+    """A CLI of this machine: its dialect and the program to start."""
 
     type: str
     cli: AgentCLI
     program: str
-    client: str
     version: str | None = None
+
+    @property
+    def client(self) -> str:
+        """How it is spoken to: acp or headless."""
+        return "headless" if isinstance(self.cli, HeadlessCLI) else "acp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """An agent that an operator registered: it runs by itself and is asked over HTTP."""
+
+    type: str
+    endpoint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,195 +61,259 @@ class Readiness:
 
     type: str
     found: bool
-    program: str | None
-    version: str | None
-    adapter: str | None
-    account: str | None
-    how: str
-    ready: bool
-    problem: str | None
+    program: str | None = None
+    version: str | None = None
+    adapter: str | None = None
+    account: str | None = None
+    how: str = ""
+    ready: bool = False
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
-    """A type: its own program, its ACP adapter if that is another, what to install, the variables of its key."""
+    """A type: its own program and what speaks to it alone; its ACP adapter, if that is another, and what speaks then.
+
+    `providers` are those whose models it can be pointed at through the gateway; below `least` it is too old.
+    """
 
     name: str
     program: str
     install: str
+    least: str
+    alone: AgentCLI
+    providers: tuple[str, ...]
     adapter: str | None = None
-    keys: tuple[str, ...] = ()
-    login: Callable[[], Mapping[str, Path]] = dict
-    providers: tuple[str, ...] = ()  # whose models it can be pointed at through the gateway
-    served: bool = (
-        True  # whether Parallax can give it an account: the gateway speaks its dialect, or its login is known
-    )
+    adapted: Callable[[str | None], AgentCLI] | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The variables in which its key is looked for."""
+        return tuple(KEYS[provider] for provider in self.providers)
 
 
 _KNOWN: Final[Mapping[str, _Known]] = {
     "claude": _Known(
         name="Claude Code",
         program="claude",
-        adapter="claude-agent-acp",
         install="npm install -g @anthropic-ai/claude-code @agentclientprotocol/claude-agent-acp",
-        keys=("ANTHROPIC_API_KEY",),
-        login=claude_login,
+        least="2.0",
+        alone=ClaudeHeadless(),
         providers=("anthropic",),
+        adapter="claude-agent-acp",
+        adapted=Claude,
     ),
     "codex": _Known(
         name="Codex",
         program="codex",
-        adapter="codex-acp",
         install="npm install -g @openai/codex @agentclientprotocol/codex-acp",
-        keys=("OPENAI_API_KEY",),
-        login=codex_login,
+        least="0.100",
+        alone=CodexHeadless(),
+        providers=("openai",),
+        adapter="codex-acp",
+        adapted=Codex,
+    ),
+    "gemini": _Known(
+        name="Gemini CLI",
+        program="gemini",
+        install="npm install -g @google/gemini-cli",
+        least="0.30",
+        alone=Gemini(),
+        providers=("gemini",),
+    ),
+    "opencode": _Known(
+        name="OpenCode",
+        program="opencode",
+        install="npm install -g opencode-ai",
+        least="1.0",
+        alone=OpenCode(),
+        providers=("anthropic", "openai", "gemini"),
+    ),
+    "qwen": _Known(
+        name="Qwen Code",
+        program="qwen",
+        install="npm install -g @qwen-code/qwen-code",
+        least="0.10",
+        alone=Qwen(),
         providers=("openai",),
     ),
-    "gemini": _Known(name="Gemini CLI", program="gemini", install="npm install -g @google/gemini-cli", served=False),
-    "opencode": _Known(name="OpenCode", program="opencode", install="npm install -g opencode-ai", served=False),
-    "qwen": _Known(name="Qwen Code", program="qwen", install="npm install -g @qwen-code/qwen-code", served=False),
+    "copilot": _Known(
+        name="Copilot CLI",
+        program="copilot",
+        install="npm install -g @github/copilot",
+        least="1.0",
+        alone=Copilot(),
+        providers=("anthropic", "openai"),
+    ),
+    "aider": _Known(
+        name="Aider",
+        program="aider",
+        install="pipx install aider-chat",
+        least="0.80",
+        alone=Aider(),
+        providers=("anthropic", "openai"),
+    ),
 }
-# Those that speak ACP themselves. They start, but have no account until the gateway speaks their dialects.
-_COMMANDS: Final[Mapping[str, AcpCommand]] = {
-    "gemini": AcpCommand(
-        "gemini",
-        ("--acp",),
-        env={"GEMINI_CLI_TRUST_WORKSPACE": "true", "GEMINI_MODEL": "{model}"},
-        door_env={"GOOGLE_GEMINI_BASE_URL": "{url}/model/gemini"},
-        key="GEMINI_API_KEY",
-        files={
-            ".gemini/settings.json": json.dumps(
-                {
-                    "security": {"auth": {"selectedType": "gemini-api-key"}},
-                    "general": {"disableAutoUpdate": True},
-                    "privacy": {"usageStatisticsEnabled": False},
-                }
+
+
+class Catalogue:
+    """The agent types of one installation.
+
+    `environ` is where keys are looked up: whoever has read settings from a file as well passes both. `script` and
+    `ledger` are the scripted agent's, `local` what PARALLAX_LOCAL_AGENTS names.
+    """
+
+    def __init__(
+        self,
+        *,
+        which: Which = shutil.which,
+        environ: Mapping[str, str] = os.environ,
+        script: Path | None = None,
+        ledger: Path | None = None,
+        local: Sequence[LocalAgent] = (),
+    ) -> None:
+        self._which = which
+        self._environ = environ
+        self._script = script
+        self._ledger = ledger
+        self._local = {agent.id: agent for agent in local}
+        if taken := {"scripted", HTTP, *_KNOWN} & self._local.keys():
+            raise ConfigurationError(
+                f"PARALLAX_LOCAL_AGENTS: '{min(taken)}' is a type of Parallax's own; give the agent another id"
             )
-        },
-        quirks=Quirks(exits_on_eof=False),
-    ),
-    "opencode": AcpCommand(
-        "opencode",
-        ("acp",),
-        env={
-            "OPENCODE_DISABLE_AUTOUPDATE": "1",
-            "OPENCODE_DISABLE_MODELS_FETCH": "1",
-            "OPENCODE_DISABLE_LSP_DOWNLOAD": "1",
-            "OPENCODE_DISABLE_DEFAULT_PLUGINS": "1",
-        },
-        quirks=Quirks(resume="load"),
-    ),
-    "qwen": AcpCommand(
-        "qwen",
-        ("--acp",),
-        env={"OPENAI_MODEL": "{model}"},
-        door_env={"OPENAI_BASE_URL": "{url}/model/openai/v1"},
-        key="OPENAI_API_KEY",
-        quirks=Quirks(resume="load", exits_on_eof=False),
-    ),
-}
 
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """What an installation's settings say."""
+        return cls(
+            environ=settings.provider_environment(),
+            script=settings.agent_script,
+            ledger=settings.scripted_ledger,
+            local=settings.local_agents,
+        )
 
-def known_types() -> tuple[str, ...]:
-    """Every type that can be named in a pattern or with `--agent`."""
-    return ("scripted", *_KNOWN)
+    def types(self) -> tuple[str, ...]:
+        """Every type that can be named in a pattern or with `--agent`."""
+        registered = any(agent.endpoint for agent in self._local.values())
+        return ("scripted", *_KNOWN, *self._local, *((HTTP,) if registered else ()))
 
+    def providers(self, type_: str) -> tuple[str, ...]:
+        """The providers whose doors a type uses, the preferred one first."""
+        if (agent := self._local.get(type_)) is not None:
+            return (agent.provider,) if agent.command else ()
+        return _KNOWN[type_].providers if type_ in _KNOWN else ()
 
-def providers(type_: str) -> tuple[str, ...]:
-    """The providers whose doors a type uses."""
-    known = _KNOWN.get(type_)
-    return known.providers if known is not None else ()
+    # -- finding -------------------------------------------------------------------------------------------------------
 
+    def find(self, type_: str, capabilities: Sequence[str] = ()) -> Found | Registered:
+        """What stands for a type here. Raises AgentUnavailable with a sentence that says what to do.
 
-def find(
-    type_: str,
-    which: Which = shutil.which,
-    *,
-    script: Path | None = None,
-    ledger: Path | None = None,
-) -> Found:
-    """The CLI of a type on this machine. Raises AgentUnavailable with a sentence that says what to install.
+        `capabilities` choose among registered agents where the type is `http`.
+        """
+        if type_ == HTTP or (type_ in self._local and self._local[type_].endpoint):
+            return self._registered(type_, frozenset(capabilities))
+        return self._program(type_)
 
-    `script` and `ledger` are the scripted agent's.
-    """
-    if type_ == "scripted":
-        if script is None:
-            raise AgentUnavailable("Agents of type 'scripted' need a script: set PARALLAX_AGENT_SCRIPT to its file")
-        return Found(type="scripted", cli=ScriptedCLI(script, ledger), program=sys.executable, client="acp")
-    known = _KNOWN.get(type_)
-    if known is None:
-        raise AgentUnavailable(f"There is no agent type '{type_}'; known types: {', '.join(known_types())}")
-    own = which(known.program)
-    adapter = which(known.adapter) if known.adapter else None
-    version = version_of(own or adapter)
-    if adapter is not None:
-        acp: AgentCLI = Claude(own) if type_ == "claude" else Codex(own)
-        return Found(type=type_, cli=acp, program=adapter, client="acp", version=version)
-    if own is None:
-        raise AgentUnavailable(f"{known.name} is not installed (no '{known.program}' on PATH): {known.install}")
-    if type_ in _COMMANDS:
-        return Found(type=type_, cli=_COMMANDS[type_], program=own, client="acp", version=version)
-    headless: AgentCLI = ClaudeHeadless() if type_ == "claude" else CodexHeadless()
-    return Found(type=type_, cli=headless, program=own, client="headless", version=version)
+    def _registered(self, type_: str, capabilities: frozenset[str]) -> Registered:
+        among = self._local.values() if type_ == HTTP else (self._local[type_],)
+        for agent in among:
+            if agent.endpoint and (type_ != HTTP or capabilities <= set(agent.capabilities)):
+                return Registered(type=type_, endpoint=agent.endpoint)
+        what = f"with the capabilities {', '.join(sorted(capabilities))} " if capabilities else ""
+        raise AgentUnavailable(f"No agent {what}is registered: name one with its endpoint in PARALLAX_LOCAL_AGENTS")
 
+    def _program(self, type_: str) -> Found:
+        if type_ == "scripted":
+            if self._script is None:
+                raise AgentUnavailable("Agents of type 'scripted' need a script: set PARALLAX_AGENT_SCRIPT to its file")
+            return Found(type="scripted", cli=ScriptedCLI(self._script, self._ledger), program=sys.executable)
+        if (agent := self._local.get(type_)) is not None:
+            return self._command(agent)
+        if (known := _KNOWN.get(type_)) is None:
+            raise AgentUnavailable(f"There is no agent type '{type_}'; known types: {', '.join(self.types())}")
+        own = self._which(known.program)
+        adapter = self._which(known.adapter) if known.adapter else None
+        version = version_of(own or adapter)
+        if own is not None and older(version, known.least):
+            raise AgentUnavailable(
+                f"{known.name} {version} ({own}) is too old, {known.least} or newer is needed: {known.install}"
+            )
+        if adapter is not None and known.adapted is not None:
+            return Found(type=type_, cli=known.adapted(own), program=adapter, version=version)
+        if own is None:
+            raise AgentUnavailable(f"{known.name} is not installed (no '{known.program}' on PATH): {known.install}")
+        return Found(type=type_, cli=known.alone, program=own, version=version)
 
-def probe(
-    type_: str, which: Which = shutil.which, environ: Mapping[str, str] = os.environ, script: Path | None = None
-) -> Readiness:
-    """Whether an agent type can be used here, with which account, and if not, why.
+    def _command(self, agent: LocalAgent) -> Found:
+        own = self._which(agent.command[0])
+        if own is None:
+            raise AgentUnavailable(
+                f"The agent '{agent.id}' of PARALLAX_LOCAL_AGENTS cannot be started: there is no '{agent.command[0]}'"
+            )
+        cli = AcpCommand(
+            type=agent.id,
+            argv=agent.command[1:],
+            env=agent.env,
+            provider=agent.provider,
+            key=agent.key,
+            quirks=Quirks(resume=agent.resume),
+        )
+        return Found(type=agent.id, cli=cli, program=own, version=version_of(own))
 
-    `environ` is where keys are looked up: whoever has read settings from a file as well passes both.
-    """
-    try:
-        found = find(type_, which, script=script)
-    except AgentUnavailable as error:
+    # -- what a person is told -----------------------------------------------------------------------------------------
+
+    def probe(self, type_: str) -> Readiness:
+        """Whether an agent type can be used here, with which account, and if not, why."""
+        try:
+            found = self.find(type_)
+        except AgentUnavailable as error:
+            return Readiness(type=type_, found=False, problem=error.message)
+        if isinstance(found, Registered):
+            return Readiness(type=type_, found=True, ready=True, how=f"registered at {found.endpoint}")
+        known = _KNOWN.get(type_)
+        account, how = self._account(known) if known is not None else (None, "needs no account of ours")
+        ready = known is None or account is not None
         return Readiness(
             type=type_,
-            found=False,
-            program=None,
-            version=None,
-            adapter=None,
-            account=None,
-            how="",
-            ready=False,
-            problem=error.message,
+            found=True,
+            program=found.program,
+            version=found.version,
+            adapter=found.program if known is not None and known.adapter and found.client == "acp" else None,
+            account=account,
+            how=how,
+            ready=ready,
+            problem=None if ready or known is None else _no_account(known),
         )
-    known = _KNOWN.get(type_)
-    account, how = (None, "needs no account") if known is None else _account(known, environ)
-    ready = known is None or account is not None
-    adapter = found.program if known is not None and known.adapter and found.client == "acp" else None
-    return Readiness(
-        type=type_,
-        found=True,
-        program=found.program,
-        version=found.version,
-        adapter=adapter,
-        account=account,
-        how=how,
-        ready=ready,
-        problem=None if ready or known is None else _no_account(known),
-    )
+
+    def _account(self, known: _Known) -> tuple[str | None, str]:
+        for variable in known.keys:
+            if self._environ.get(variable):
+                return "key", f"{variable} in the environment; the gateway adds it, agents never hold it"
+        for source in _logins(known):
+            if source.is_file():
+                return "login", f"{source}, copied into the agent's private home"
+        return None, ""
 
 
-def _account(known: _Known, environ: Mapping[str, str]) -> tuple[str | None, str]:
-    for variable in known.keys:
-        if environ.get(variable):
-            return "key", f"{variable} in the environment; the gateway adds it, agents never hold it"
-    for source in known.login().values():
-        if source.is_file():
-            return "login", f"{source}, copied into the agent's private home"
-    return None, ""
+def _logins(known: _Known) -> tuple[Path, ...]:
+    return tuple(known.alone.login_files().values()) if isinstance(known.alone, HasLogin) else ()
 
 
 def _no_account(known: _Known) -> str:
-    if not known.served:
-        return f"{known.name} can be started, but this version of Parallax has no way to give it an account"
-    ways = [*(f"set {variable}" for variable in known.keys), f"log in once with '{known.program}'"]
+    ways = [f"set {variable}" for variable in known.keys]
+    if _logins(known):
+        ways.append(f"log in once with '{known.program}'")
     return f"{known.name} has no account here: {' or '.join(ways)}"
 
 
+def older(version: str | None, least: str) -> bool:
+    """Whether a version is below another; one that cannot be read is given the benefit of the doubt."""
+    numbers = [[int(number) for number in re.findall(r"\d+", text)[:3]] for text in (version or "", least)]
+    return bool(numbers[0]) and numbers[0] < numbers[1]
+
+
 def version_of(program: str | None) -> str | None:
-    """The version by looking, not by starting: that of the npm package around it, or in the path it links to."""
+    """The version by looking, not by starting: of the npm or Python package around it, or in the path it links to."""
     if program is None:
         return None
     path = Path(program).resolve()
@@ -240,5 +324,8 @@ def version_of(program: str | None) -> str | None:
             continue
         if isinstance(package, dict) and isinstance(package.get("version"), str):
             return str(package["version"])
+    packages = f"lib/python3*/site-packages/{path.name}*-[0-9]*.dist-info"
+    for info in path.parents[1].glob(packages) if len(path.parents) > 1 else ():
+        return info.name.removesuffix(".dist-info").rpartition("-")[2]
     match = re.search(r"(\d+\.\d+\.\d+)", str(path))
     return match[1] if match else None

@@ -14,13 +14,14 @@ from typing import Any, Final
 import orjson
 
 from parallax.agents.clients.acp_shapes import OUTPUT_SHOWN, bounded, dollars
-from parallax.agents.clis.base import AcpDialect, base_env
+from parallax.agents.clis.base import TOOL_MS, TOOLS_VARIABLE, Dialect, launch_spec, model_end
 from parallax.models import Json, LaunchSpec, Progress, Task, TaskResult, Usage
-from parallax.ports import AgentSession, Quirks
+from parallax.ports import TOOLS_NAME, AgentSession, Quirks
 from parallax.redaction import Secret
 
 CONFIG_DIR: Final = ".claude"
 CREDENTIALS: Final = ".credentials.json"
+MCP_CONFIG: Final = f"{CONFIG_DIR}/parallax-mcp.json"
 GUIDE: Final = "If the working directory has a CLAUDE.md or AGENTS.md, read it before you start and follow it."
 EDITS: Final = ("Edit", "MultiEdit", "Write", "NotebookEdit")
 # preset -> (mode, allowed, denied). What is neither is asked over ACP and denied in headless runs.
@@ -41,7 +42,7 @@ def settings(session: AgentSession) -> Mapping[str, str]:
     """The settings file of the agent's own configuration directory."""
     mode, allow, deny = PRESETS[session.preset]
     document = {
-        "permissions": {"defaultMode": mode, "allow": list(allow), "deny": list(deny)},
+        "permissions": {"defaultMode": mode, "allow": [*allow, f"mcp__{TOOLS_NAME}"], "deny": list(deny)},
         "disableAllHooks": True,
         "includeCoAuthoredBy": False,
         "cleanupPeriodDays": 30,
@@ -51,26 +52,28 @@ def settings(session: AgentSession) -> Mapping[str, str]:
 
 def environment(session: AgentSession) -> tuple[dict[str, str], dict[str, Secret]]:
     """Environment and secrets: own configuration, nothing phoned home, no updates, the gateway as the only model."""
-    more = {
+    env = {
         "CLAUDE_CONFIG_DIR": str(session.home / CONFIG_DIR),
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "DISABLE_AUTOUPDATER": "1",
         "DISABLE_TELEMETRY": "1",
         "DISABLE_ERROR_REPORTING": "1",
         "CLAUDE_CODE_MAX_RETRIES": "3",  # of 10: minutes of silent retries; parking and retrying is Parallax's
+        "MCP_TOOL_TIMEOUT": str(TOOL_MS),
+        "ENABLE_TOOL_SEARCH": "false",  # the team tools are in sight: a model that must search for them does not ask
     }
     if session.model:
-        more["ANTHROPIC_MODEL"] = session.model
+        env["ANTHROPIC_MODEL"] = session.model
     if session.preset == "autonomous":
-        more["IS_SANDBOX"] = "1"  # root may bypass permissions only so; placement gives this preset only in a sandbox
+        env["IS_SANDBOX"] = "1"  # root may bypass permissions only so; placement gives this preset only in a sandbox
     secrets = {}
-    if session.model_door is not None:
-        more["ANTHROPIC_BASE_URL"] = f"{session.model_door.url}/model/anthropic"
-        secrets["ANTHROPIC_API_KEY"] = session.model_door.token
-    return base_env(session, **more), secrets
+    if end := model_end(session, "anthropic"):
+        env["ANTHROPIC_BASE_URL"] = end.url
+        secrets["ANTHROPIC_API_KEY"] = end.token
+    return env, secrets
 
 
-class Claude(AcpDialect):
+class Claude(Dialect):
     """Through the adapter. `executable` is the user's own `claude`; without it the adapter uses the one it brings."""
 
     type = "claude"
@@ -82,17 +85,10 @@ class Claude(AcpDialect):
     def launch(self, session: AgentSession, program: str) -> LaunchSpec:
         """`program` is the adapter."""
         env, secrets = environment(session)
-        if self.executable:
-            env["CLAUDE_CODE_EXECUTABLE"] = self.executable
-        return LaunchSpec(
-            argv=(program,),
-            cwd=session.tree,
-            env=env,
-            secrets=secrets,
-            home=session.home,
-            readable=(Path(self.executable),) if self.executable else (),
-            labels={"agent": session.agent_id},
-        )
+        if self.executable is None:
+            return launch_spec(session, program, env=env, secrets=secrets)
+        env["CLAUDE_CODE_EXECUTABLE"] = self.executable
+        return launch_spec(session, program, env=env, secrets=secrets, readable=(Path(self.executable),))
 
     def files(self, session: AgentSession) -> Mapping[str, str]:
         """Permissions by preset."""
@@ -109,7 +105,7 @@ class Claude(AcpDialect):
         return {"claudeCode": {"options": options}, "systemPrompt": {"append": GUIDE}}
 
 
-class ClaudeHeadless:
+class ClaudeHeadless(Dialect):
     """One process a turn: `claude -p` with the prompt on standard input."""
 
     type = "claude"
@@ -123,16 +119,20 @@ class ClaudeHeadless:
         argv += ["--append-system-prompt", GUIDE]
         if session.model:
             argv += ["--model", session.model]
+        if session.tools is not None:
+            argv += ["--mcp-config", str(session.home / MCP_CONFIG)]
+            secrets[TOOLS_VARIABLE] = session.tools.token
         if session.cli_session:
             argv += ["--resume", session.cli_session]
-        labels = {"agent": session.agent_id}
-        return LaunchSpec(
-            argv=tuple(argv), cwd=session.tree, env=env, secrets=secrets, home=session.home, labels=labels
-        )
+        return launch_spec(session, *argv, env=env, secrets=secrets)
 
     def files(self, session: AgentSession) -> Mapping[str, str]:
-        """Permissions by preset."""
-        return settings(session)
+        """Permissions by preset, and the team tools."""
+        if session.tools is None:
+            return settings(session)
+        headers = {"Authorization": f"Bearer ${{{TOOLS_VARIABLE}}}"}
+        servers = {TOOLS_NAME: {"type": "http", "url": session.tools.url, "headers": headers}}
+        return {**settings(session), MCP_CONFIG: json.dumps({"mcpServers": servers})}
 
     def login_files(self) -> Mapping[str, Path]:
         """The login of the user's terminal."""

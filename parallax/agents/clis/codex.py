@@ -14,9 +14,9 @@ from typing import Any, Final
 import orjson
 
 from parallax.agents.clients.acp_shapes import OUTPUT_SHOWN
-from parallax.agents.clis.base import AcpDialect, base_env
+from parallax.agents.clis.base import TOOLS_VARIABLE, Dialect, launch_spec, model_end
 from parallax.models import LaunchSpec, Progress, Task, TaskResult, Usage
-from parallax.ports import AgentSession, Quirks
+from parallax.ports import TOOL_S, TOOLS_NAME, AgentSession, Quirks, ToolsDoor
 from parallax.redaction import Secret
 
 CONFIG_DIR: Final = ".codex"
@@ -34,38 +34,42 @@ def login_files() -> Mapping[str, Path]:
     return {f"{CONFIG_DIR}/auth.json": Path.home() / CONFIG_DIR / "auth.json"}
 
 
-def config(session: AgentSession) -> Mapping[str, str]:
+def config(session: AgentSession, tools: ToolsDoor | None = None) -> Mapping[str, str]:
     """config.toml. A JSON string is a TOML string, so `json.dumps` quotes."""
     _, sandbox, network = PRESETS[session.preset]
+    end = model_end(session, "openai")
     lines = ["check_for_update_on_startup = false"]
     if session.model:
         lines.append(f"model = {json.dumps(session.model)}")
-    if session.model_door is not None:
+    if end is not None:
         lines.append('model_provider = "parallax"')
     lines += [f"sandbox_mode = {json.dumps(sandbox)}", "", "[analytics]", "enabled = false"]
     lines += ["", "[sandbox_workspace_write]", f"network_access = {json.dumps(network)}"]
-    if session.model_door is not None:
+    if end is not None:
         lines += [
             "",
             "[model_providers.parallax]",
             'name = "Parallax"',
-            f"base_url = {json.dumps(session.model_door.url + '/model/openai/v1')}",
+            f"base_url = {json.dumps(end.url)}",
             'env_key = "OPENAI_API_KEY"',
             'wire_api = "responses"',
             "request_max_retries = 2",  # they multiply: 30 requests by default; retrying is Parallax's
             "stream_max_retries = 2",
         ]
+    if tools is not None:
+        lines += ["", f"[mcp_servers.{TOOLS_NAME}]", f"url = {json.dumps(tools.url)}"]
+        lines += [f"bearer_token_env_var = {json.dumps(TOOLS_VARIABLE)}", f"tool_timeout_sec = {TOOL_S:.0f}"]
     return {f"{CONFIG_DIR}/config.toml": "\n".join(lines) + "\n"}
 
 
 def environment(session: AgentSession) -> tuple[dict[str, str], dict[str, Secret]]:
     """Environment and secrets."""
-    more = {"CODEX_HOME": str(session.home / CONFIG_DIR), "NO_BROWSER": "1"}
-    secrets = {} if session.model_door is None else {"OPENAI_API_KEY": session.model_door.token}
-    return base_env(session, **more), secrets
+    end = model_end(session, "openai")
+    env = {"CODEX_HOME": str(session.home / CONFIG_DIR), "NO_BROWSER": "1"}
+    return env, {} if end is None else {"OPENAI_API_KEY": end.token}
 
 
-class Codex(AcpDialect):
+class Codex(Dialect):
     """Through the adapter. `executable` is the user's own `codex`; without it the adapter uses the one it brings."""
 
     type = "codex"
@@ -80,17 +84,10 @@ class Codex(AcpDialect):
         env["INITIAL_AGENT_MODE"] = PRESETS[session.preset][0]
         if session.model_door is not None:
             env["MODEL_PROVIDER"] = "parallax"
-        if self.executable:
-            env["CODEX_PATH"] = self.executable
-        return LaunchSpec(
-            argv=(program,),
-            cwd=session.tree,
-            env=env,
-            secrets=secrets,
-            home=session.home,
-            readable=(Path(self.executable),) if self.executable else (),
-            labels={"agent": session.agent_id},
-        )
+        if self.executable is None:
+            return launch_spec(session, program, env=env, secrets=secrets)
+        env["CODEX_PATH"] = self.executable
+        return launch_spec(session, program, env=env, secrets=secrets, readable=(Path(self.executable),))
 
     def files(self, session: AgentSession) -> Mapping[str, str]:
         """The model's provider and the sandbox by preset."""
@@ -101,7 +98,7 @@ class Codex(AcpDialect):
         return login_files()
 
 
-class CodexHeadless:
+class CodexHeadless(Dialect):
     """One process a turn: `codex exec --json` with the prompt on standard input."""
 
     type = "codex"
@@ -117,14 +114,13 @@ class CodexHeadless:
             argv += ["--sandbox", PRESETS[session.preset][1]]
         if session.cli_session:
             argv += ["resume", session.cli_session]
-        labels = {"agent": session.agent_id}
-        return LaunchSpec(
-            argv=tuple(argv), cwd=session.tree, env=env, secrets=secrets, home=session.home, labels=labels
-        )
+        if session.tools is not None:
+            secrets[TOOLS_VARIABLE] = session.tools.token
+        return launch_spec(session, *argv, env=env, secrets=secrets)
 
     def files(self, session: AgentSession) -> Mapping[str, str]:
-        """The model's provider and the sandbox by preset."""
-        return config(session)
+        """The model's provider, the sandbox by preset, and the team tools."""
+        return config(session, session.tools)
 
     def login_files(self) -> Mapping[str, Path]:
         """The login of the user's terminal."""

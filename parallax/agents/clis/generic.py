@@ -3,60 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from parallax.agents.clis.base import AcpDialect, base_env
+from parallax.agents.clis.base import Dialect, launch_spec, model_end
 from parallax.models import LaunchSpec
 from parallax.ports import AgentSession, Quirks
 
 
-class AcpCommand(AcpDialect):
-    """`argv` follows the program. In the values of `env`, `{home}` and `{model}` are filled in (`{model}` only with a
-    model); those of `door_env` also have `{url}`, the gateway's; `key` names the variable for the session's token.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcpCommand(Dialect):
+    """One entry of PARALLAX_LOCAL_AGENTS that has a command.
+
+    `argv` follows the program. In the values of `env`, `{home}`, `{model}` and `{url}` are filled in: the agent's home,
+    the model that was asked for, the base URL of `provider` at the gateway. A variable with a `{model}` or a `{url}`
+    that is not there is left out. `key` names the variable for the session's token. `resume` is none, load or resume.
     """
 
-    def __init__(
-        self,
-        type_: str,
-        argv: tuple[str, ...] = (),
-        *,
-        env: Mapping[str, str] | None = None,
-        door_env: Mapping[str, str] | None = None,
-        key: str | None = None,
-        files: Mapping[str, str] | None = None,
-        quirks: Quirks | None = None,
-    ) -> None:
-        self.type = type_
-        self.quirks = quirks or Quirks()
-        self._argv = argv
-        self._env = env or {}
-        self._door_env = door_env or {}
-        self._key = key
-        self._files = files or {}
+    type: str
+    argv: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    provider: str = "openai"
+    key: str | None = None
+    quirks: Quirks = field(default_factory=Quirks)
 
     def launch(self, session: AgentSession, program: str) -> LaunchSpec:
         """The command with the agent's own environment."""
-        templates = {**self._env, **(self._door_env if session.model_door is not None else {})}
-        fill = {
-            "home": str(session.home),
-            "model": session.model or "",
-            "url": session.model_door.url if session.model_door else "",
-        }
+        end = model_end(session, self.provider)
+        known = {"home": str(session.home), "model": session.model, "url": end.url if end else None}
+        fill = {name: value for name, value in known.items() if value is not None}
+        lacking = ["{" + name + "}" for name in known.keys() - fill.keys()]
         env = {
-            name: value.format_map(fill)
-            for name, value in templates.items()
-            if session.model is not None or "{model}" not in value
+            name: _filled(value, fill)
+            for name, value in self.env.items()
+            if not any(place in value for place in lacking)
         }
-        secrets = {self._key: session.model_door.token} if session.model_door is not None and self._key else {}
-        return LaunchSpec(
-            argv=(program, *self._argv),
-            cwd=session.tree,
-            env=base_env(session, **env),
-            secrets=secrets,
-            home=session.home,
-            labels={"agent": session.agent_id},
-        )
+        secrets = {self.key: end.token} if end is not None and self.key else None
+        return launch_spec(session, program, *self.argv, env=env, secrets=secrets)
 
-    def files(self, session: AgentSession) -> Mapping[str, str]:
-        """Fixed files: that is all that configuration can say."""
-        del session
-        return self._files
+
+def _filled(text: str, fill: Mapping[str, str]) -> str:
+    """Only the three places: any other brace stays as it is."""
+    for name, value in fill.items():
+        text = text.replace("{" + name + "}", value)
+    return text

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from parallax.agents import scripted_agent
-from parallax.agents.clis.base import AcpDialect, base_env
+from parallax.agents.clis.base import Dialect, base_env
 from parallax.models import LaunchSpec
 from parallax.ports import AgentSession, Quirks
 
 AGENT = Path(scripted_agent.__file__)
 
 
-class ScriptedCLI(AcpDialect):
+class ScriptedCLI(Dialect):
     """Every agent of one server reads the same script, by its role; `ledger` is where it counts its turns."""
 
     type = "scripted"

@@ -89,9 +89,9 @@ class DemoServer:
         """A real agent must be ready before anything starts. Raises AgentUnavailable."""
         if self.agent == "scripted":
             return
-        from parallax.agents.clis import catalogue
+        from parallax.agents.clis.catalogue import Catalogue
 
-        found = catalogue.probe(self.agent, environ=load().provider_environment())
+        found = Catalogue.of(load()).probe(self.agent)
         if not found.ready:
             raise AgentUnavailable(f"{found.problem} (`parallax doctor` shows all; plain `make demo` needs no account)")
 
@@ -226,13 +226,11 @@ def _path_first() -> list[tuple[str, str]]:
 
 def _own_agent() -> str:
     """The agent of this machine that is ready, as an option; nothing where none is."""
-    from parallax.agents.clis import catalogue
+    from parallax.agents.clis.catalogue import Catalogue
 
-    environ = load().provider_environment()
-    for type_ in catalogue.known_types():
-        if type_ != "scripted" and catalogue.probe(type_, environ=environ).ready:
-            return f" --agent {type_}"
-    return ""
+    known = Catalogue.of(load())
+    ready = (type_ for type_ in known.types() if type_ not in {"scripted", "http"} and known.probe(type_).ready)
+    return f" --agent {type_}" if (type_ := next(ready, None)) else ""
 
 
 def _run_again(ledger: Path, killed_at: float, execution: dict[str, Any]) -> int:
