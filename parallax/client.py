@@ -140,8 +140,18 @@ class Client:
         """Cancel an execution."""
         return await self._json("POST", f"/api/executions/{_quoted(execution_id)}/cancel")
 
+    async def cancel_step(self, execution_id: str, step: str) -> list[str]:
+        """Cancel a running step, or what runs in a join; returns what was cancelled."""
+        path = f"/api/executions/{_quoted(execution_id)}/steps/{_quoted(step)}/cancel"
+        cancelled: list[str] = (await self._json("POST", path))["cancelled"]
+        return cancelled
+
+    async def pause(self, execution_id: str) -> dict[str, Any]:
+        """Let nothing new begin."""
+        return await self._json("POST", f"/api/executions/{_quoted(execution_id)}/pause")
+
     async def resume(self, execution_id: str) -> dict[str, Any]:
-        """Let an execution that needs attention go on."""
+        """Let an execution go on that is paused or needs attention."""
         return await self._json("POST", f"/api/executions/{_quoted(execution_id)}/resume")
 
     async def diff(self, execution_id: str, *, stat: bool = False, branch: str | None = None) -> str:

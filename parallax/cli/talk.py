@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command()(tell)
     app.command()(stop)
     app.command()(cancel)
+    app.command()(pause)
     app.command()(questions)
     app.command()(answer)
 
@@ -45,11 +46,39 @@ def stop(agent: AgentArg, as_json: JsonFlag = False) -> None:
     with_client(work)
 
 
-def cancel(execution: ExecutionArg = None, as_json: JsonFlag = False) -> None:
-    """Cancel an execution; its finished branches stay."""
+def cancel(
+    execution: ExecutionArg = None,
+    step: Annotated[
+        str | None, typer.Option(help="Only this running step, or what runs in this join; the rest goes on.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Cancel an execution, or one of its steps; finished branches stay."""
     from parallax.cli.run import interruptible
 
+    if step is not None:
+
+        async def work(client: Any) -> None:
+            cancelled = await client.cancel_step(await resolve(client, execution), step)
+            _done({"cancelled": cancelled}, as_json, f"{', '.join(cancelled)} is cancelled; the execution goes on")
+
+        from parallax.cli.connection import resolve
+
+        with_client(work)
+        return
     raise typer.Exit(interruptible(_cancel(execution, as_json=as_json)))
+
+
+def pause(execution: ExecutionArg = None, as_json: JsonFlag = False) -> None:
+    """Let nothing new begin in an execution, until `parallax resume`."""
+
+    async def work(client: Any) -> None:
+        from parallax.cli.connection import resolve
+
+        paused = await client.pause(await resolve(client, execution))
+        _done(paused, as_json, f"{paused['id']} is paused: what has begun comes to its end; `parallax resume` goes on")
+
+    with_client(work)
 
 
 async def _cancel(given: str | None, *, as_json: bool) -> int:

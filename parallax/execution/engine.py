@@ -41,6 +41,7 @@ from parallax.execution.budget import Budgets, options_budget
 from parallax.execution.course import Course
 from parallax.execution.finalising import Finalising
 from parallax.execution.host import ExecutionHost
+from parallax.execution.interrupts import Interrupts
 from parallax.execution.journal import Journal, input_hash
 from parallax.execution.questions import QuestionDesk
 from parallax.execution.recovery import Recovery
@@ -76,6 +77,7 @@ from parallax.workspaces.service import WorkspaceService
 
 WATCH_S: Final = 10.0
 _log = logger("engine")
+RELEASED: Final = (ExecutionState.PAUSED, ExecutionState.NEEDS_ATTENTION)
 LIVE: Final = (ExecutionState.QUEUED, ExecutionState.RUNNING, ExecutionState.CANCELLING)
 
 
@@ -139,6 +141,7 @@ class _Running:
     journal: Journal | None = None
     cancelled_by: str | None = None
     begun: bool = False
+    interrupts: Interrupts | None = None
     floor: Callable[[], None] | None = None  # gives back the floor that a suspect had to itself
 
 
@@ -393,10 +396,8 @@ class ExecutionEngine:
         execution = await self._store.execution(execution_id)
         if execution.state.final:
             raise ConflictError(f"execution '{execution_id}' has ended already ({execution.state})")
-        if execution.state is ExecutionState.NEEDS_ATTENTION:
-            execution = await self.release(
-                execution_id
-            )  # it ends as any other: with its agents gone and its end recorded
+        if execution_id not in self._running and execution.state in RELEASED:
+            execution = await self.release(execution_id)  # it ends as any other: its agents gone and its end recorded
         running = self._running.get(execution_id)
         if running is None:
             raise ConflictError(f"execution '{execution_id}' does not run in this server")
@@ -421,12 +422,14 @@ class ExecutionEngine:
         return await self._store.execution(execution_id)
 
     async def release(self, execution_id: str) -> Execution:
-        """A person lets an execution that needed attention go on; its recoveries are counted anew."""
+        """A person lets an execution go on that is paused or needed attention; its recoveries are counted anew."""
         execution = await self._store.execution(execution_id)
-        if execution.state is not ExecutionState.NEEDS_ATTENTION:
+        if execution.state not in RELEASED:
             raise ConflictError(
-                f"execution '{execution_id}' is {execution.state}; only what needs attention is released"
+                f"execution '{execution_id}' is {execution.state}; what is paused or needs attention can go on"
             )
+        if execution.state is ExecutionState.PAUSED and (running := self._running.get(execution_id)) is not None:
+            return await self._unpaused(execution, running)
         changes = [
             guard(execution_id, execution.epoch),
             set_execution(execution_id, state=str(ExecutionState.RUNNING), reason=None, recoveries=0),
@@ -438,6 +441,44 @@ class ExecutionEngine:
         if self._runs:
             self._begin(released)
         return released
+
+    async def _unpaused(self, execution: Execution, running: _Running) -> Execution:
+        assert running.journal is not None
+        assert running.interrupts is not None
+        data = {"epoch": self._epoch, "from": self._epoch, "finished": list(running.journal.finished)}
+        await running.journal.commit(
+            [not_ended(execution.id), set_execution(execution.id, state=str(ExecutionState.RUNNING), reason=None)],
+            [Event(execution=execution.id, type="execution.resumed", data=data)],
+        )
+        running.interrupts.go_on()
+        return await self._store.execution(execution.id)
+
+    async def pause(self, execution_id: str, by: str) -> Execution:
+        """What has begun comes to its end, nothing else begins, until `release`; also over a restart."""
+        running, execution = self._running.get(execution_id), await self._store.execution(execution_id)
+        if execution.state is not ExecutionState.RUNNING or running is None or running.interrupts is None:
+            raise ConflictError(f"execution '{execution_id}' is {execution.state}; only what runs here can be paused")
+        assert running.journal is not None
+        running.interrupts.pause()
+        await running.journal.commit(
+            [
+                not_ended(execution_id),
+                set_execution(execution_id, state=str(ExecutionState.PAUSED), reason=f"paused by {by}"),
+            ],
+            [running.journal.event("execution.paused", by=by)],
+        )
+        return await self._store.execution(execution_id)
+
+    async def cancel_step(self, execution_id: str, step: str, by: str) -> tuple[str, ...]:
+        """Cancel a running step, or all that runs in the branches of a join; the execution goes on without it.
+
+        Returns the keys of what was cancelled. Raises NotFoundError, ConflictError.
+        """
+        await self._store.execution(execution_id)
+        running = self._running.get(execution_id)
+        if running is None or running.interrupts is None:
+            raise ConflictError(f"execution '{execution_id}' does not run in this server")
+        return await running.interrupts.cancel(step, by)
 
     async def tell(self, execution_id: str, agent_id: str, text: str, by: str) -> None:
         """A person's words to an agent, kept until a turn of it has carried them. Raises ConflictError."""
@@ -592,11 +633,13 @@ class ExecutionEngine:
         path, bundle = await self._store.bundle(execution.hash)
         program = await self._runtimes.program(path, bundle, execution.hash)
         host = ExecutionHost(course, printed=await self._store.count_events(execution.id, "log.printed"))
+        running.interrupts = host.interrupts
         journal = course.journal
         try:
             async with asyncio.timeout(_time_left(execution, course)) as clock:
                 evaluation = await self._runtimes.runtime(program, host, names_of(execution)).run()
             await host.flush()
+            await host.interrupts.gate()
         except (asyncio.CancelledError, TimeoutError, BaseExceptionGroup, ParallaxError, prism.PrismError) as error:
             cause = leaf(error)
             if clock.expired() and running.cancelled_by is None:

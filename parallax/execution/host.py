@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeAlias
 
@@ -19,6 +19,7 @@ from parallax.errors import ParallaxError, RunStopped, StepFailed, StorageError,
 from parallax.events import Event
 from parallax.execution.agent_proxy import role_of
 from parallax.execution.course import Course
+from parallax.execution.interrupts import Interrupts
 from parallax.execution.journal import input_hash, step_from_json, step_to_json
 from parallax.execution.questions import PROGRAM, Answered
 from parallax.execution.steps import StepRunner, step_finished
@@ -51,7 +52,7 @@ class Done:
     parts: tuple[str, ...] = ()  # keys of parts that have a result of their own
 
 
-Word: TypeAlias = Callable[[Effect, str], Awaitable[Done]]
+Word: TypeAlias = Callable[[Effect, str], Coroutine[Any, Any, Done]]
 
 
 class ExecutionHost:
@@ -59,6 +60,7 @@ class ExecutionHost:
 
     def __init__(self, course: Course, *, printed: int = 0) -> None:
         self._course = course
+        self.interrupts = Interrupts(course.journal)
         self._turns = Turns(course)
         self._steps = StepRunner(course, self._turns)
         self._printed_before = printed  # lines told before a restart: the replay prints them again, we do not
@@ -93,6 +95,7 @@ class ExecutionHost:
         asked = input_hash(effect.kind, effect.request)
         if (recorded := self._course.journal.result(effect.key, asked)) is not None:
             return await self._recalled(effect, recorded)
+        await self.interrupts.gate()
         outcome = await self._done(effect, asked)
         if self._course.journal.resumed:  # what was asked in a former life and not asked again
             await self._course.desk.withdraw(self._course.journal, effect.key)
@@ -104,7 +107,7 @@ class ExecutionHost:
             return await self._failed(effect, asked, f"{effect.kind}() is not available in this version of Parallax")
         try:
             refuse_unserved(effect)
-            done = await word(effect, asked)
+            done = await self.interrupts.act(effect, word(effect, asked))
             if effect.kind != "join":  # a join has written its own entry, together with what it merged
                 await self._finish(effect, asked, done)
         except (StorageError, RunStopped):

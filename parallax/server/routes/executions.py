@@ -177,9 +177,22 @@ async def cancel(execution_id: str, parallax: Part) -> Response:
     return json_response(views.execution(await parallax.engine.cancel(execution_id, "a person")), status=202)
 
 
+@router.post("/{execution_id}/steps/{step}/cancel", status_code=202)
+async def cancel_step(execution_id: str, step: str, parallax: Part) -> Response:
+    """Cancel one running step, or what runs in a join, by id or key; for the program it has failed."""
+    cancelled = await parallax.engine.cancel_step(execution_id, step, "a person")
+    return json_response({"cancelled": list(cancelled)}, status=202)
+
+
+@router.post("/{execution_id}/pause", status_code=202)
+async def pause(execution_id: str, parallax: Part) -> Response:
+    """What has begun comes to its end, nothing else begins, until it is resumed."""
+    return json_response(views.execution(await parallax.engine.pause(execution_id, "a person")), status=202)
+
+
 @router.post("/{execution_id}/resume", status_code=202)
 async def resume(execution_id: str, parallax: Part) -> Response:
-    """Let an execution that needs attention go on; its recoveries are counted anew."""
+    """Let an execution go on that is paused or needs attention; its recoveries are counted anew."""
     return json_response(views.execution(await parallax.engine.release(execution_id)), status=202)
 
 
