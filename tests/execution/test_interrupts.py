@@ -62,8 +62,8 @@ async def test_a_join_cancelled_ends_all_its_branches(team: TeamFactory) -> None
         execution = await t.start(program)
         pids = await busy(t, 2)
         assert sorted(await t.parallax.engine.cancel_step(execution.id, "both", "a test")) == ["p0", "p1"]
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
         assert (await t.finish(execution)).result == "caught"
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 async def test_a_cancel_that_the_server_did_not_outlive_is_still_a_cancel(team: TeamFactory) -> None:
