@@ -233,7 +233,7 @@ class ExecutionHost:
             self._joined.add(effect.key)
             for _, key in sorted(waiting, key=lambda entry: [place[1] for place in entry[0]]):
                 if key not in course.merged:
-                    course.steps[key] = await self._steps.merge_later(key, course.steps[key])
+                    course.steps[key] = await self._steps.merging.later(key, course.steps[key])
                     merged[key] = step_to_json(course.steps[key])
             self._waiting.pop(effect.key, None)
             course.waiting -= {key for _, key in waiting}
@@ -378,25 +378,28 @@ class ExecutionHost:
         refs = request["results"]
         keys = list(course.steps) if refs is None else [ref["step"] for ref in refs]
         behind = [(key, course.steps[key]) for key in keys if key in course.steps]
-        conflicts: list[dict[str, Any]] = []
-        fails = request["options"].get("onConflict") == "fail"
+        merging, on_conflict = self._steps.merging, request["options"].get("onConflict") or "owner"
+        await merging.forget_unmerged()
         for key, step in behind:
             if step.commit is None or key in course.merged:
                 continue
             try:
-                course.steps[key] = await self._steps.merge_later(key, step, reconcile=not fails)
+                course.steps[key] = await merging.later(key, step, on_conflict=on_conflict)
             except StepFailed as failed:
-                if fails:
+                if on_conflict == "fail":
                     raise
-                conflicts.append({"step": key, "files": [], "resolvedBy": None, "cause": str(failed)})
+                merging.left_out(key, str(failed))
         named = request["options"].get("verify")
         oracles = oracles_of(named) if named is not None else Oracles(checks=course.profile.default_checks("full"))
         found = await self._turns.check(oracles, await course.head()) if oracles else []
+        if oracles:
+            found = await merging.mended([key for key, _ in behind], oracles, found)
         await self._turns.tell_evidence(effect.key, None, found)
-        merged = [key for key, step in behind if key in course.merged]
+        wanted = {key for key, _ in behind}
+        merged = [key for key in course.merged if key in wanted]
         value = {
             "merged": merged,
-            "conflicts": conflicts,
+            "conflicts": [merging.conflicts[key].told() for key, _ in behind if key in merging.conflicts],
             "branch": result_branch(course.execution.id),
             "checks": [evidence_json(entry) for entry in found],
         }
@@ -487,7 +490,6 @@ _UNSERVED: Final[dict[str, dict[str, Callable[[Json], bool]]]] = {
         "workspace": lambda value: value != "agent", "session": lambda _: True,
     },
     "fanout": {"waitForAll": lambda value: value is False},
-    "integrate": {"onConflict": lambda value: value == "lead"},
 }  # fmt: skip
 
 

@@ -95,12 +95,23 @@ def review(
     return "\n\n".join(parts)
 
 
+def red_merge(files: Sequence[str], own: str, critique: str) -> str:
+    """Accepted work that breaks the merged tree goes back to its owner."""
+    conflicts = f"\n\nFiles with conflict markers: {', '.join(files)}." if files else ""
+    return (
+        "Your accepted work was merged with the work of others, and with it the merged tree fails its checks. "
+        f"It is left out for now. Your copy of the repository holds the others' work and yours.{conflicts}\n\n"
+        f"Your task was:\n{own}\n\nWhat was found:\n{critique}\n\n"
+        "Put it right so that your task is done and the checks pass. Then report what you did."
+    )
+
+
 def conflict(files: Sequence[str], own: str, others: str) -> str:
     """Two accepted pieces of work touch the same lines; the owner reconciles them."""
     listed = "\n".join(f"- {name}" for name in files)
     return (
-        "Your accepted work conflicts with work that was merged before it. The conflicting files, with conflict "
-        f"markers in your copy of the repository:\n{listed}\n\nYour task was:\n{own}\n\n"
+        "Accepted work conflicts with work that was merged before it. The conflicting files, with conflict "
+        f"markers in your copy of the repository:\n{listed}\n\nThe task of the one side was:\n{own}\n\n"
         f"Merged before:\n{others}\n\n"
         "Resolve every conflict so that both intents hold, and remove all markers. Then report what you did."
     )

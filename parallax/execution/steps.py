@@ -15,7 +15,6 @@ from typing import Any, Final
 from parallax.errors import (
     AgentUnavailable,
     BudgetExhausted,
-    MergeConflict,
     ParallaxError,
     RunStopped,
     StepFailed,
@@ -27,6 +26,7 @@ from parallax.execution import prompts
 from parallax.execution.agent_proxy import Slot, role_of
 from parallax.execution.course import Course
 from parallax.execution.journal import Journal, input_hash, step_from_json, step_to_json
+from parallax.execution.merging import Merging
 from parallax.execution.turns import TURN_S, Reviewed, Standing, Turns, seconds
 from parallax.execution.verification import (
     Oracles,
@@ -51,7 +51,6 @@ from parallax.models import (
     Json,
     Policy,
     Role,
-    Source,
     StepResult,
     Task,
     TaskResult,
@@ -62,7 +61,6 @@ from parallax.models import (
 from parallax.prism import Outcome
 from parallax.workspaces.service import slug
 
-CONFLICT_ROUNDS: Final = 2
 DELEGATE: Final = "/delegate["
 DELEGATE_DEPTH: Final = 2
 MAX_DELEGATED: Final = 20  # parts of one task
@@ -77,7 +75,7 @@ class Handed:
 
 
 @dataclass(slots=True)
-class _Work:
+class Work:
     """The state of one piece of work while it is done."""
 
     key: str
@@ -127,6 +125,7 @@ class StepRunner:
     def __init__(self, course: Course, turns: Turns) -> None:
         self._course = course
         self._turns = turns
+        self.merging = Merging(course, turns, self)
 
     # -- work --------------------------------------------------------------------------------------------------------
 
@@ -159,7 +158,7 @@ class StepRunner:
             await self._until_accepted(work, slot)
             step = self._step(work, slot)
             if merge and step.commit is not None:
-                step = await self._merge(work, slot, step)
+                step = await self.merging.merge(work, slot, step)
             fp("snapshot_done_before_result")
             return step
 
@@ -173,7 +172,7 @@ class StepRunner:
         word: str,
         branch: Sequence[tuple[str, int]],
         handed: Handed | None,
-    ) -> _Work:
+    ) -> Work:
         course, role, options = self._course, slot.role, request["options"]
         place = await self._turns.open(slot, kind="agent")
         snapshot = None
@@ -188,7 +187,7 @@ class StepRunner:
         if (schema := options.get("schema")) is not None:
             check_schema(schema)
         needs_policy = bool(given) or schema is not None
-        work = _Work(
+        work = Work(
             key=key,
             role=role,
             text=request["task"],
@@ -243,13 +242,13 @@ class StepRunner:
         fp("intent.committed_before_spawn")
         return work
 
-    async def _until_accepted(self, work: _Work, slot: Slot) -> None:
+    async def _until_accepted(self, work: Work, slot: Slot) -> None:
         """The one loop: turn, evidence, decision."""
         policy = work.policy or Policy()
         prompt, rework = self._assignment(work), 0
         while True:
-            await self._turn(work, slot, prompt)
-            await self._verify(work)
+            await self.turn(work, slot, prompt)
+            await self.verify(work)
             action = work.decision(policy.max_rounds - rework)
             if action is Action.RETRY:
                 rework += 1
@@ -267,7 +266,7 @@ class StepRunner:
         if work.decision(0) is Action.ESCALATE:
             await self._escalate(work)
 
-    async def _escalate(self, work: _Work) -> None:
+    async def _escalate(self, work: Work) -> None:
         """The lead takes the task over in a copy of its own, once; then it stands or falls."""
         course = self._course
         lead = course.chart.roles.get(work.role.reports_to or "")
@@ -283,15 +282,15 @@ class StepRunner:
                 assert begin is not None
                 work.place = await self._turns.moved(place, begin)
                 work.by, work.start, work.snapshot = slot.agent_id, begin, None
-                await self._turn(work, slot, prompts.takeover(lead, course.chart, work.text, work.role.name, found))
-                await self._verify(work)
+                await self.turn(work, slot, prompts.takeover(lead, course.chart, work.text, work.role.name, found))
+                await self.verify(work)
         if work.decision(0) is Action.ESCALATE:
             told = summary(work.evidence) or f"confidence {work.verdict.confidence:.2f}"
             raise StepFailed(f"'{work.key}' was not accepted after {work.turns} turn{'s' * (work.turns != 1)}: {told}")
 
     # -- what an agent hands on ----------------------------------------------------------------------------------------
 
-    async def _delegated(self, work: _Work, slot: Slot, name: str, text: str) -> StepResult:
+    async def _delegated(self, work: Work, slot: Slot, name: str, text: str) -> StepResult:
         """A part of somebody's task, done by a colleague: a step of its own below the asking one, checked like any.
 
         It is journaled under `<step>/delegate[n]`. When its giver begins again after a restart and hands on the same,
@@ -321,7 +320,7 @@ class StepRunner:
             await self._taken(work, name, step, recorded["start"])
             return step
 
-    def _delegation(self, work: _Work, asked: str) -> tuple[str, Json]:
+    def _delegation(self, work: Work, asked: str) -> tuple[str, Json]:
         """The key of a delegated task, and its record if it was done before a restart."""
         for number in range(1, MAX_DELEGATED + 1):
             key = f"{work.key}{DELEGATE}{number}]"
@@ -331,7 +330,7 @@ class StepRunner:
         raise UsageError(f"this task has handed on {MAX_DELEGATED} parts, which is the limit: do the rest yourself")
 
     async def _handed_on(
-        self, work: _Work, slot: Slot, key: str, role: Role, text: str, asked: str, start: str | None
+        self, work: Work, slot: Slot, key: str, role: Role, text: str, asked: str, start: str | None
     ) -> Json:
         journal = self._course.journal
         waiting = work.handed.waiting if work.handed else frozenset()
@@ -354,7 +353,7 @@ class StepRunner:
         await journal.write("result", key, body, asked_hash=asked, events=[event])
         return journal.result(key)
 
-    async def _taken(self, work: _Work, name: str, step: StepResult, start: str | None) -> None:
+    async def _taken(self, work: Work, name: str, step: StepResult, start: str | None) -> None:
         """A colleague's changes come into the giver's files, as work not yet committed."""
         if work.place is None or step.commit is None or start is None:
             return
@@ -367,7 +366,7 @@ class StepRunner:
 
     # -- one turn ----------------------------------------------------------------------------------------------------
 
-    def _assignment(self, work: _Work) -> str:
+    def _assignment(self, work: Work) -> str:
         given = work.options.get("input")
         return prompts.assignment(
             work.role,
@@ -379,7 +378,7 @@ class StepRunner:
             writes=work.place is not None and work.role.preset != "readonly",
         )
 
-    async def _turn(self, work: _Work, slot: Slot, prompt: str) -> None:
+    async def turn(self, work: Work, slot: Slot, prompt: str) -> None:
         course = self._course
         work.turns += 1
         task = Task(
@@ -418,16 +417,16 @@ class StepRunner:
         fp("agent_exited_before_snapshot")
         await self._commit(work, slot)
 
-    async def _keep(self, work: _Work, slot: Slot, cause: str) -> None:
+    async def _keep(self, work: Work, slot: Slot, cause: str) -> None:
         """A turn that the budget ended: what is in the agent's tree is kept on the step's branch, for a person."""
         if work.turns and work.place is not None:
             await self._commit_tree(work, slot, f"Unfinished: {cause}")
 
-    async def _commit(self, work: _Work, slot: Slot) -> None:
+    async def _commit(self, work: Work, slot: Slot) -> None:
         if work.place is not None and work.result is not None:
             await self._commit_tree(work, slot, work.result.message[:2000])
 
-    async def _commit_tree(self, work: _Work, slot: Slot, told: str) -> None:
+    async def _commit_tree(self, work: Work, slot: Slot, told: str) -> None:
         course = self._course
         assert work.place is not None
         made = await course.workspaces.commit(
@@ -445,7 +444,7 @@ class StepRunner:
             work.commit, work.unresolved = made.sha, made.unresolved
             work.place = replace(work.place, head=made.sha)
 
-    async def _verify(self, work: _Work) -> None:
+    async def verify(self, work: Work) -> None:
         """Collect evidence of the work as it stands now; earlier reviews were of earlier work."""
         course, found = self._course, list[Evidence]()
         work.reviewed = None
@@ -462,7 +461,7 @@ class StepRunner:
         if found:
             await self._turns.tell_evidence(work.key, work.by, found)
 
-    async def _checked(self, work: _Work) -> list[Evidence]:
+    async def _checked(self, work: Work) -> list[Evidence]:
         """The checks on the work; where one is red, whether it was red before the work, too."""
         found = await self._turns.check(work.oracles, work.commit or work.start)
         if work.commit is None or all(entry.passed for entry in found):
@@ -470,7 +469,7 @@ class StepRunner:
         before = await self._turns.check(work.oracles, work.start)
         return [red_before(now, then) for now, then in zip(found, before, strict=True)]
 
-    async def _tell_retry(self, work: _Work, slot: Slot, found: str) -> None:
+    async def _tell_retry(self, work: Work, slot: Slot, found: str) -> None:
         event = self._course.journal.event
         await self._course.journal.tell(
             event(
@@ -485,7 +484,7 @@ class StepRunner:
 
     # -- the result --------------------------------------------------------------------------------------------------
 
-    def _step(self, work: _Work, slot: Slot) -> StepResult:
+    def _step(self, work: Work, slot: Slot) -> StepResult:
         assert work.result is not None
         value = work.result.value
         if work.reviews:
@@ -508,104 +507,21 @@ class StepRunner:
             artifacts=work.result.artifacts,
         )
 
-    async def merge_later(self, key: str, step: StepResult, *, reconcile: bool = True) -> StepResult:
-        """At a join: merge accepted work of a branch; a conflict goes back to its owner."""
-        course = self._course
-        try:
-            return await self._merged(key, step, course.tasks.get(key, key))
-        except MergeConflict as conflict:
-            if not reconcile:
-                files = ", ".join(conflict.files)
-                raise StepFailed(f"'{key}' conflicts with what was merged before it, in {files}") from conflict
-            role, number = role_of(course.chart, f"{step.role}.{(step.agent_id or '.1').rpartition('.')[2]}")
-            async with course.proxy.hold(role, number=number) as slot:
-                place = await self._turns.open(slot, kind="agent")
-                assert place is not None
-                assert step.commit is not None
-                place = await self._turns.moved(place, step.commit)
-                work = self._reopened(key, role, step, place)
-                return await self._merge(work, slot, step)
-
-    def _reopened(self, key: str, role: Role, step: StepResult, place: Workspace) -> _Work:
+    def reopened(self, key: str, role: Role, step: StepResult, place: Workspace) -> Work:
+        """A finished piece of work that is taken up again in this copy."""
         intent = self._course.journal.intent(key) or {"request": {"task": key, "options": {}}}
         options = dict(intent["request"]["options"])
         options.pop("schema", None)  # what comes back is a merge, not the report that the schema is of
         oracles = oracles_of(options.get("verify") if "verify" in options else role.verify)
-        return _Work(
+        return Work(
             key=key, role=role, text=intent["request"]["task"], options=options, oracles=oracles,
             policy=role.policy or Policy(), attempt=self._course.journal.attempts(key), place=place,
             start=step.commit, snapshot=None, commit=step.commit, by=step.agent_id or "",
         )  # fmt: skip
 
-    async def _merge(self, work: _Work, slot: Slot, step: StepResult) -> StepResult:
-        """Merge into the result branch; on conflict the owner reconciles, at most twice, and is checked again."""
-        course = self._course
-        for round_ in range(1, CONFLICT_ROUNDS + 2):
-            try:
-                return await self._merged(work.key, step, work.text)
-            except MergeConflict as conflict:
-                await course.journal.tell(
-                    course.journal.event(
-                        "workspace.conflict",
-                        step_key=work.key,
-                        agent_id=slot.agent_id,
-                        branch=step.branch,
-                        files=list(conflict.files),
-                        round=round_,
-                    )
-                )
-                if round_ > CONFLICT_ROUNDS:
-                    files = ", ".join(conflict.files)
-                    raise StepFailed(
-                        f"'{work.key}' is done and kept on {step.branch}, but could not be merged with the work before "
-                        f"it (conflicts in {files})"
-                    ) from conflict
-                step = await self._reconcile(work, slot, step)
-        raise AssertionError("unreachable")
-
-    async def _reconcile(self, work: _Work, slot: Slot, step: StepResult) -> StepResult:
-        course = self._course
-        assert work.place is not None
-        merging = await course.workspaces.merge_into(work.place, await course.head())
-        others = "\n".join(f"- {course.tasks.get(key, key)}" for key in course.merged)
-        await self._turn(work, slot, prompts.conflict(merging.conflicts, work.text, others))
-        await self._verify(work)
-        if work.verdict.source is Source.EVIDENCE and work.decision(0) is Action.ESCALATE:
-            raise StepFailed(f"'{work.key}' no longer passes after the merge: {summary(work.evidence)}")
-        return replace(
-            step, commit=work.commit, confidence=min(step.confidence, work.verdict.confidence) if work.checked else
-            step.confidence, evidence=work.checked or step.evidence, attempts=step.attempts + 1,
-            usage=step.usage + work.usage,
-        )  # fmt: skip
-
-    async def _merged(self, key: str, step: StepResult, text: str) -> StepResult:
-        course = self._course
-        assert course.repo is not None
-        assert step.commit is not None
-        merged = await course.integration.merge(
-            course.repo,
-            course.execution.id,
-            step.commit,
-            message=f"Merge {key}: {first_line(text, 60)}",
-            trailers={"Parallax-Execution": course.execution.id, "Parallax-Step": key},
-        )
-        course.merged[key], course.result_head = step.commit, merged.sha
-        await course.journal.tell(
-            course.journal.event(
-                "workspace.merged",
-                step_key=key,
-                agent_id=step.agent_id,
-                branch=step.branch,
-                commit=merged.sha,
-                files=merged.files,
-                into=f"parallax/{course.execution.id}/result",
-            )
-        )
-        return step
-
     # -- reviews -----------------------------------------------------------------------------------------------------
 
-    async def _reviewed(self, work: _Work) -> str | None:
+    async def _reviewed(self, work: Work) -> str | None:
         """Hold one review if the step asks for it; returns the feedback when the work goes back, else None."""
         wanted = work.options.get("review")
         if wanted is None:
@@ -643,7 +559,7 @@ class StepRunner:
         return waiting[-1] if waiting else await course.head()  # the last: its workspace is new, as in a fork
 
 
-def _budget(work: _Work) -> Budget:
+def _budget(work: Work) -> Budget:
     """What the step may use, by its option. Raises UsageError."""
     try:
         return Budget.read(work.options.get("budget"))

@@ -6,7 +6,7 @@ at any instant leaves the branch before or after a merge, never in one. Called b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from parallax.errors import MergeConflict
@@ -67,6 +67,29 @@ class Integration:
         check_commit(commit)
         ref = f"refs/heads/{result_branch(execution_id)}"
         await self._git.run("update-ref", ref, commit, "0" * 40, git_dir=repo.mirror)
+
+    async def heads(self, repo: Repository, execution_id: str, commits: Sequence[str]) -> list[str]:
+        """For each merged commit, the head with which the result first had it."""
+        head = await self.head(repo, execution_id)
+        line = await self._git.run(
+            *("rev-list", "--first-parent", "--reverse", head, f"^{repo.base_commit}"), git_dir=repo.mirror
+        )
+        heads, found = line.split(), []
+        for commit in commits:
+            low, high = 0, len(heads) - 1
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (low, middle) if await self.holds(repo, heads[middle], commit) else (middle + 1, high)
+            found.append(heads[low])
+        return found
+
+    async def holds(self, repo: Repository, head: str, commit: str) -> bool:
+        """Whether a commit is in the history of another."""
+        return await history.is_ancestor(self._git, repo.mirror, check_commit(commit), check_commit(head))
+
+    async def before(self, repo: Repository, head: str) -> str:
+        """What the result stood on before this head."""
+        return await self._git.run("rev-parse", "--verify", f"{check_commit(head)}^1", git_dir=repo.mirror)
 
     async def reset(self, repo: Repository, execution_id: str, commit: str) -> None:
         """Put the result back to where it stood before a step that is done again; its merge was never recorded."""

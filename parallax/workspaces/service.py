@@ -302,6 +302,11 @@ class WorkspaceService:
         """The difference between two commits, as text."""
         return await history.diff(self.git, mirror, base, head, stat=stat)
 
+    async def changed_by(self, mirror: Path, commit: str) -> list[str]:
+        """The paths that a commit changes against its first parent."""
+        before = await self.git.run("rev-parse", "--verify", f"{check_commit(commit)}^1", git_dir=mirror)
+        return [text(path) for path in await history.changed_files(self.git, mirror, before, commit)]
+
     async def diffstat(self, mirror: Path, base: str, head: str) -> history.DiffStat:
         """The size of that difference."""
         return await history.diffstat(self.git, mirror, base, head)
