@@ -47,6 +47,11 @@ class ModelDoor:
     logins: frozenset[str] = frozenset()
     has_tools: bool = False
 
+    @property
+    def proxy(self) -> Secret:
+        """What HTTPS_PROXY says in a session whose network is the gateway: the way to named hosts."""
+        return Secret(f"http://agent:{self.token.reveal()}@{self.url.removeprefix('http://')}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolsDoor:

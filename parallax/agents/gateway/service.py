@@ -263,13 +263,13 @@ class Gateway:
         if session is None:
             answer = refused(Refusal(407, "auth", "This session has ended, or its token is none."), None)
             answer.headers["Proxy-Authenticate"] = 'Basic realm="parallax"'
-            return answer
+            return _closing(answer)
         try:
             more = [Allowed(host, 443) for host in REGISTRIES] if session.session.type == SETUP else ()
             outside = await self._egress.open(request.raw_path, more)
         except NotAllowed as error:
             self._tell(session, "connect", request.raw_path, error.refusal.status, error.refusal.message)
-            return refused(error.refusal, None)
+            return _closing(refused(error.refusal, None))
         tunnel = Tunnel()
         try:
             await tunnel.run(request, outside)
@@ -307,6 +307,12 @@ class Gateway:
         task = asyncio.ensure_future(say(self.tell))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
+
+
+def _closing(answer: web.Response) -> web.Response:
+    """A refused CONNECT ends its connection: what comes behind it was meant for a tunnel."""
+    answer.force_close()
+    return answer
 
 
 def _proxy_token(request: web.BaseRequest) -> str:
