@@ -23,7 +23,7 @@ from parallax.agents.clients.factory import make_client
 from parallax.agents.clis.catalogue import Catalogue
 from parallax.agents.gateway.egress import Allowed
 from parallax.agents.gateway.prices import Prices
-from parallax.agents.gateway.providers import Account
+from parallax.agents.gateway.providers import PROVIDERS, Account
 from parallax.agents.gateway.recording import Recorder, Replayed
 from parallax.agents.gateway.service import Gateway, GatewaySettings
 from parallax.agents.gateway.tools import ToolsEndpoint
@@ -49,6 +49,7 @@ from parallax.execution.engine import ExecutionEngine
 from parallax.execution.finalising import Finalised, finalise_ended, steps_of
 from parallax.execution.history import History
 from parallax.execution.housekeeping import Housekeeping, Keep
+from parallax.execution.llm import ROLE
 from parallax.execution.notify import AnswerLinks, Notifier
 from parallax.execution.questions import QuestionDesk
 from parallax.execution.resilience import RetryPolicy
@@ -187,6 +188,10 @@ class Parallax:
         )
         await stack.enter_async_context(self._housekeeping())
 
+    def _providers_of(self, type_: str) -> tuple[str, ...]:
+        """The providers that an agent type speaks to; the word `llm` may ask all."""
+        return tuple(PROVIDERS) if type_ == ROLE else self.catalogue.providers(type_)
+
     def _gateway(self, sockets: Path) -> Gateway:
         settings = self.settings
         recorder = None
@@ -199,7 +204,7 @@ class Parallax:
                 egress=[Allowed.read(text) for text in settings.egress.split(",") if text.strip()],
                 sockets=sockets,
             ),
-            providers_of=self.catalogue.providers,
+            providers_of=self._providers_of,
             redactor=self.redact,
             prices=Prices.read(settings.prices),
             meter=self.budgets,
@@ -261,7 +266,7 @@ class Parallax:
             homes=settings.homes,
             retry=RetryPolicy(retries=settings.agent_retries),
             budgets=self.budgets,
-            limited_until=self.gateway.limited_until,
+            doors=self.gateway,
             recoveries=settings.max_recoveries,
             space=self.space,
             runs=settings.execution_engine,

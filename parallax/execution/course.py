@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from parallax.execution.agent_proxy import AgentProxy
 from parallax.execution.budget import Meter
 from parallax.execution.journal import Journal
+from parallax.execution.llm import ModelAgents
 from parallax.execution.questions import QuestionDesk
 from parallax.models import Execution, Json, OrgChart, Role, StepResult
 from parallax.workspaces.checks import CheckRunner
@@ -33,6 +34,7 @@ class Course:
     desk: QuestionDesk
     tools: TeamTools
     meter: Meter
+    llm: ModelAgents
     workspaces: WorkspaceService
     integration: Integration
     checks: CheckRunner

@@ -36,13 +36,14 @@ from parallax.errors import (
     leaf,
 )
 from parallax.events import Event, EventBus
-from parallax.execution.agent_proxy import AgentProxy, LimitedUntil, TypeProblem
+from parallax.execution.agent_proxy import AgentProxy, TypeProblem
 from parallax.execution.budget import Budgets, options_budget
 from parallax.execution.course import Course
 from parallax.execution.finalising import Finalising
 from parallax.execution.host import ExecutionHost
 from parallax.execution.interrupts import Interrupts
 from parallax.execution.journal import Journal, input_hash
+from parallax.execution.llm import ModelAgents
 from parallax.execution.questions import QuestionDesk
 from parallax.execution.recovery import Recovery
 from parallax.execution.resilience import RetryPolicy
@@ -52,6 +53,7 @@ from parallax.failpoints import fp
 from parallax.models import Budget, Execution, ExecutionState, Json, Usage, new_id
 from parallax.patterns.engine import Pattern, PatternEngine, check_input
 from parallax.patterns.plan import Plan, plan_of
+from parallax.ports import Doors
 from parallax.redaction import Secret
 from parallax.storage.space import Space
 from parallax.storage.statements import (
@@ -170,7 +172,7 @@ class ExecutionEngine:
         homes: Path,
         retry: RetryPolicy,
         budgets: Budgets,
-        limited_until: LimitedUntil,
+        doors: Doors,
         recoveries: int,
         space: Space,
         runs: bool = True,
@@ -194,7 +196,7 @@ class ExecutionEngine:
         self._homes = homes
         self._retry = retry
         self._budgets = budgets
-        self._limited_until = limited_until
+        self._doors = doors
         self._recovery = Recovery(recoveries)
         self._space = space
         self._runs = runs
@@ -612,7 +614,7 @@ class ExecutionEngine:
             objects=None if repo is None else repo.objects,
             retry=self._retry,
             meter=meter,
-            limited_until=self._limited_until,
+            limited_until=self._doors.limited_until,
         )
         yield Course(
             execution=execution,
@@ -621,6 +623,7 @@ class ExecutionEngine:
             desk=self._desk,
             tools=self._tools,
             meter=meter,
+            llm=ModelAgents(execution, self._doors, meter, self._retry, self._homes),
             workspaces=self._workspaces,
             integration=self._integration,
             checks=self._checks,

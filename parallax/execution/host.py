@@ -77,6 +77,7 @@ class ExecutionHost:
             "integrate": self._integrate,
             "askHuman": self._ask_human,
             "escalate": self._escalate,
+            "llm": self._llm,
             "select": self._select,
             "org": self._org,
             "emit": self._emit,
@@ -448,6 +449,13 @@ class ExecutionHost:
 
     # -- small words -------------------------------------------------------------------------------------------------
 
+    async def _llm(self, effect: Effect, asked: str) -> Done:
+        reply = await self._course.llm.ask(effect.key, effect.request["prompt"], effect.request["options"])
+        value = {
+            "content": reply.content, "model": reply.model, "provider": reply.provider, "tokensUsed": reply.tokens,
+        }  # fmt: skip
+        return Done(outcome=Outcome(value=value, confidence=reply.confidence))
+
     async def _select(self, effect: Effect, asked: str) -> Done:
         role, _ = role_of(self._course.chart, effect.request["role"])
         number = self._course.proxy.free(role) or 1
@@ -489,6 +497,7 @@ _UNSERVED: Final[dict[str, dict[str, Callable[[Json], bool]]]] = {
     "assign": {
         "workspace": lambda value: value != "agent", "session": lambda _: True,
     },
+    "llm": {"includeReasoning": lambda value: value is True},
     "fanout": {"waitForAll": lambda value: value is False},
 }  # fmt: skip
 

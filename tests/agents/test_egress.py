@@ -242,7 +242,9 @@ async def test_a_program_finds_its_way_out_by_the_usual_variable(gateway: Gatewa
     door = await gateway.open_session(session_of("scripted"))
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
     auth = base64.b64encode(f"agent:{door.token.reveal()}".encode()).decode()
-    writer.write(f"CONNECT inside.corp:{port} HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {auth}\r\n\r\n".encode())
+    writer.write(
+        f"CONNECT inside.corp:{port} HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {auth}\r\n\r\n".encode()
+    )
     await reader.readuntil(b"\r\n\r\n")
     writer.write(b"GET /simple HTTP/1.1\r\nHost: inside.corp\r\nConnection: close\r\n\r\n")
     assert (await reader.read()).endswith(b"a package")

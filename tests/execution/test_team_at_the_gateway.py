@@ -31,10 +31,13 @@ class Provider:
         self.closed_s = closed_s
         self.closed_until = 0.0
         self.calls = self.refused = self.in_window = 0
+        self.says = "Yes.\n\nCONFIDENCE: 0.7"
+        self.asked: list[Any] = []
         self.url = ""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        await request.read()
+        body = await request.json()
+        self.asked.append(body)
         now = time.time()
         if self.windows and self.in_window >= self.windows[0]:
             self.windows.pop(0)
@@ -46,6 +49,12 @@ class Provider:
             return web.json_response(error, status=429, headers={"anthropic-ratelimit-unified-reset": reset})
         self.in_window += 1
         self.calls += 1
+        if not body.get("stream"):
+            told = {
+                "content": [{"type": "text", "text": self.says}],
+                "usage": {"input_tokens": 20, "output_tokens": 90},
+            }
+            return web.json_response({"type": "message", **told})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         usage = {"input_tokens": 20, "output_tokens": 1}
@@ -198,6 +207,35 @@ async def test_a_recorded_run_is_replayed_without_a_network(team: TeamFactory, p
         third = await t.run(ORG + 'assign("engineer", "c", {id: "c"});')  # what was not recorded is not asked
         assert third.usage.cost == 0
         assert {data["status"] for data in await t.told(third, "gateway.refused")} == {404}
+
+
+async def test_the_word_llm_asks_a_model_at_the_same_prices_and_under_the_same_budget(
+    team: TeamFactory, place: Path
+) -> None:
+    async with provided(Provider()) as provider, team_of(team, provider, place) as t:
+        ask = 'llm("Is it?", {id: "q", model: "scripted", maxTokens: 100, temperature: 0})'
+        done = await t.run(ask)
+        assert done.reason is None
+        assert (done.state, done.result, done.confidence) == ("succeeded", "Yes.\n\nCONFIDENCE: 0.7", 0.7)
+        assert (done.usage.cost, done.usage.turns) == (COST, 1)
+        [asked] = provider.asked
+        assert (asked["max_tokens"], asked["temperature"], asked["messages"][0]["content"]) == (100, 0, "Is it?")
+        poor = await t.run("\n".join(ask.replace('"q"', f'"q{n}"') for n in range(9)), budget=3 * COST)
+        assert poor.state == "partial"
+        assert poor.usage.cost <= 3 * COST
+        provider.says = '```json\n{"a": [1]}\n```'
+        found = await t.run('llm("x", {id: "j", model: "scripted", structuredOutput: true}).a')
+        assert found.result == [1]
+        for call, words in (
+            ('llm("x", {provider: "openai"})', "LLM provider 'openai' not found"),
+            ('llm("x", {includeReasoning: true})', "llm() includeReasoning True is not served"),
+        ):
+            failed = await t.run(call)
+            assert failed.state == "failed"
+            assert words in (failed.reason or "")
+    async with team({"roles": {}}) as t:
+        failed = await t.run('llm("x")')
+        assert "No LLM provider configured" in (failed.reason or "")
 
 
 CANARIES = {
