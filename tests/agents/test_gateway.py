@@ -467,6 +467,9 @@ async def test_a_limit_is_told_closes_the_account_for_all_and_ends(agent: Agent,
         assert reply.status == 429
         assert 25 <= int(reply.headers["Retry-After"]) <= 30
         assert (await reply.json())["error"]["type"] == "rate_limit_error"
+    assert (other.traffic.limited, other.traffic.last_status, other.traffic.resets_at) == (
+        True, 429, agent.traffic.resets_at,
+    )  # fmt: skip
     assert [(who, cause.partition(" until ")[0]) for who, _, cause in heard] == [
         ("a", "anthropic answered 429"), ("b", "anthropic/default is limited"),
     ]  # fmt: skip

@@ -183,7 +183,8 @@ class Passing:
         """Wait until the account is open and it is this call's turn; raises Refused when that is too long."""
         wait_s = state.until - time.time()
         if wait_s > HELD_S:
-            cause = f"{state.name} is limited until {_clock(state.until)}"
+            cause, traffic = f"{state.name} is limited until {_clock(state.until)}", call.session.traffic
+            traffic.last_status, traffic.limited, traffic.resets_at = 429, True, state.until
             await self._limited(call.session.agent_id, state.until, cause)
             raise Refused(Refusal(429, "limited", f"{cause}."), wait_s)
         paced_s = state.pace(_expected(call))
