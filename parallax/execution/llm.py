@@ -137,7 +137,7 @@ class ModelAgents:
                 return await _call(door, provider, prompt, options)
             except ProviderLimited as error:
                 parks += 1
-                if error.resets_at is None or not self._retry.parks(error, parks):
+                if error.resets_at is None or not self._retry.parks(parks, error):
                     raise
                 await asyncio.sleep(max(0.0, error.resets_at - time.time()))
             except AgentError as error:
