@@ -37,7 +37,8 @@ class ModelDoor:
     as a unix socket of this session alone, for a sandbox without a network: its directory (0700) may be mounted, its
     path fits the system's limit of about 100 bytes. `providers` are those whose key the gateway adds; `logins` those
     where it passes the CLI's own login on (the token then goes into the header `x-parallax-session`). Without either,
-    the door opens the team tools alone; `has_tools` says whether they are there.
+    the door opens the team tools alone; `has_tools` says whether they are there,
+    `has_way_out` whether CONNECT reaches any host.
     """
 
     url: str
@@ -46,6 +47,7 @@ class ModelDoor:
     providers: frozenset[str] = frozenset()
     logins: frozenset[str] = frozenset()
     has_tools: bool = False
+    has_way_out: bool = False
 
     @property
     def proxy(self) -> Secret:

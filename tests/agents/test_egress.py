@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -13,11 +15,14 @@ from gateway_helpers import session_of, started
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallax.agents.clients.common import launch
+from parallax.agents.clis.claude import ClaudeHeadless
 from parallax.agents.gateway.egress import REGISTRIES, Allowed, Egress, NotAllowed, is_public, parse
 from parallax.agents.gateway.service import Gateway
 from parallax.errors import ConfigurationError
 from parallax.events import Event
-from parallax.ports import ModelDoor
+from parallax.ports import AgentSession, ModelDoor
+from parallax.redaction import Secret
 
 PRIVATE = [
     "127.0.0.1", "127.255.255.254", "0.0.0.0", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1",
@@ -211,6 +216,18 @@ async def test_without_the_sessions_token_there_is_no_way_out(gateway: Gateway, 
         assert head.startswith(b"HTTP/1.1 407 ")
 
 
+async def test_a_program_that_asks_its_proxy_for_the_gateway_itself_gets_there(gateway: Gateway) -> None:
+    door = await gateway.open_session(session_of("scripted"))
+    assert door.has_way_out
+    head, reader, writer = await connect(door, "127.0.0.1:8899")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    writer.write(
+        f"POST /mcp HTTP/1.1\r\nHost: x\r\nx-api-key: {door.token.reveal()}\r\nConnection: close\r\n\r\n".encode()
+    )
+    assert b"There are no team tools here" in await reader.read()
+    writer.close()
+
+
 async def test_only_a_setup_reaches_the_registries(gateway: Gateway) -> None:
     setup = await gateway.open_session(session_of("setup"))
     gateway._egress._resolve = Names(["127.0.0.1"])
@@ -251,3 +268,24 @@ async def test_a_program_finds_its_way_out_by_the_usual_variable(gateway: Gatewa
     writer.close()
     assert door.proxy.reveal() == f"http://agent:{door.token.reveal()}@{gateway.url.removeprefix('http://')}"
     await runner.cleanup()
+
+
+class ShutIn:
+    """A runtime's side: it shuts agents in."""
+
+    def inside(self, session: AgentSession) -> AgentSession:
+        return replace(session, shut_in=True)
+
+
+@pytest.mark.parametrize("way_out", [True, False])
+def test_programs_in_a_sandbox_are_told_of_the_way_out_where_there_is_one(tmp_path: Path, way_out: bool) -> None:
+    door = ModelDoor(
+        url="http://127.0.0.1:8899", token=Secret("plx_token"), providers=frozenset({"anthropic"}), has_way_out=way_out
+    )
+    session = replace(session_of("claude"), home=tmp_path, tree=tmp_path, door=door)
+    runtime: Any = ShutIn()
+    spec = launch(runtime, ClaudeHeadless(), session, "claude")
+    proxy = spec.secrets.get("HTTPS_PROXY")
+    assert (proxy and proxy.reveal()) == ("http://agent:plx_token@127.0.0.1:8899" if way_out else None)
+    assert spec.env.get("NO_PROXY") == ("127.0.0.1,localhost" if way_out else None)
+    assert "plx_token" not in str(spec.env) + str(spec.argv)

@@ -14,6 +14,7 @@ from parallax.agents.clients.wire import Tail
 from parallax.errors import LoginNeeded
 from parallax.models import LaunchSpec, Task
 from parallax.ports import AgentCLI, AgentProcess, AgentRuntime, AgentSession, Vitals
+from parallax.redaction import Secret
 
 START_S: Final = 60.0
 GRACE_S: Final = 10.0
@@ -75,15 +76,28 @@ def inside(runtime: AgentRuntime, cli: AgentCLI, session: AgentSession) -> Agent
 
 def launch(runtime: AgentRuntime, cli: AgentCLI, session: AgentSession, program: str) -> LaunchSpec:
     """How to start the CLI. It speaks of its places by the names inside; the runtime mounts what they are here."""
-    spec = cli.launch(inside(runtime, cli, session), program)
+    known = inside(runtime, cli, session)
+    spec = cli.launch(known, program)
+    network = _network(cli, session) or spec.network
+    env, secrets = _way_out(known) if network == "gateway" else ({}, {})
     return replace(
         spec,
+        env={**spec.env, **env},
+        secrets={**spec.secrets, **secrets},
         cwd=session.tree,
         home=session.home,
         objects=session.objects,
-        network=_network(cli, session) or spec.network,
+        network=network,
         gateway=session.door.socket if session.door is not None else None,
     )
+
+
+def _way_out(known: AgentSession) -> tuple[dict[str, str], dict[str, Secret]]:
+    """The variables by which programs in a sandbox find the gateway's CONNECT, where a person allows hosts by it."""
+    if not known.shut_in or known.door is None or not known.door.has_way_out:
+        return {}, {}
+    local = "127.0.0.1,localhost"
+    return {"NO_PROXY": local, "no_proxy": local}, dict.fromkeys(("HTTPS_PROXY", "https_proxy"), known.door.proxy)
 
 
 def _network(cli: AgentCLI, session: AgentSession) -> str | None:

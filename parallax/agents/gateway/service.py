@@ -36,6 +36,7 @@ from parallax.redaction import Redactor, Secret
 
 CONNECT_S: Final = 15.0
 SOCKET_PATH: Final = 100  # bytes of a unix socket's path; Linux takes 107, others less
+INSIDE: Final = "127.0.0.1:8899"  # where a sandbox's relay listens: the gateway's own address in there
 SETUP: Final = "setup"  # the type of a session that installs what a repository needs: it reaches the registries
 
 Tools: TypeAlias = Callable[[str, web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -147,6 +148,7 @@ class Gateway:
             providers=frozenset(name for name, has in keyed.items() if has),
             logins=frozenset(name for name, has in keyed.items() if has is False),
             has_tools=self.tools is not None,
+            has_way_out=bool(self._settings.egress) or session.type == SETUP,
         )
         if self._redactor is not None:
             self._redactor.learn(token)
@@ -265,6 +267,11 @@ class Gateway:
             answer.headers["Proxy-Authenticate"] = 'Basic realm="parallax"'
             return _closing(answer)
         try:
+            if request.raw_path in (self._url.removeprefix("http://"), INSIDE):
+                # Some programs ask their proxy for everything, also for the gateway itself.
+                outside = await asyncio.open_connection(*self._url.removeprefix("http://").split(":"))
+                await Tunnel().run(request, outside)
+                return web.Response()
             more = [Allowed(host, 443) for host in REGISTRIES] if session.session.type == SETUP else ()
             outside = await self._egress.open(request.raw_path, more)
         except NotAllowed as error:
