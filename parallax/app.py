@@ -151,10 +151,10 @@ class Parallax:
         await self.workspaces.sweep()
         self.integration = Integration(self.workspaces)
         self.finaliser = Finaliser(self.workspaces, self.credentials, self.redact)
-        self.checks = CheckRunner(self.workspaces, self.runtime)
         self.gateway = gateway = self._gateway(stack.enter_context(socket_directory(data)))
         stack.push_async_callback(gateway.close)
         await gateway.start()
+        self.checks = CheckRunner(self.workspaces, self.runtime, doors=gateway)
         registry = MemoryAgentRegistry()
         self.supervisor = AgentSupervisor(
             open_client=self._open_client,

@@ -55,6 +55,9 @@ class ModelDoor:
         return Secret(f"http://agent:{self.token.reveal()}@{self.url.removeprefix('http://')}")
 
 
+SETUP: Final = "setup"  # the type of a session that installs what a repository needs: it reaches the registries
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolsDoor:
     """The team tools of one agent: an MCP server over streamable HTTP, `Authorization: Bearer <token>`.

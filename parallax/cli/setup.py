@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from parallax.cli.options import JsonFlag
+
+if TYPE_CHECKING:
+    from parallax.agents.gateway.service import Gateway
+    from parallax.config import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +70,8 @@ async def _init(start: Path, *, force: bool, tries: bool, as_json: bool) -> None
         if tries:
             if not as_json:
                 err().print("trying set-up and checks once, on a clean copy of HEAD ...")
-            evidence = await CheckRunner(service, runtime).try_out(root, profile)
+            async with _registries(settings, Path(scratch)) as doors:
+                evidence = await CheckRunner(service, runtime, doors=doors).try_out(root, profile)
         target.write_text(dump(profile), encoding="utf-8")
     if as_json:
         tried = [{"check": e.oracle, "passed": e.passed, "detail": e.detail} for e in evidence]
@@ -81,6 +88,23 @@ async def _init(start: Path, *, force: bool, tries: bool, as_json: bool) -> None
     for line in _findings(profile, evidence, several):
         out().print(line)
     out().print(f'wrote {target}: read it, commit it, then `parallax run fix "..."`')
+
+
+@asynccontextmanager
+async def _registries(settings: Settings, scratch: Path) -> AsyncIterator[Gateway]:
+    """A gateway without accounts: the way to the package registries for a set-up that is shut in."""
+    from parallax.agents.gateway.egress import Allowed
+    from parallax.agents.gateway.service import Gateway, GatewaySettings
+    from parallax.datadir import socket_directory
+
+    egress = [Allowed.read(text) for text in settings.egress.split(",") if text.strip()]
+    with socket_directory(scratch) as sockets:
+        gateway = Gateway(GatewaySettings(accounts={}, egress=egress, sockets=sockets), providers_of=lambda _: ())
+        await gateway.start()
+        try:
+            yield gateway
+        finally:
+            await gateway.close()
 
 
 def _findings(profile: Any, evidence: list[Any], several: list[str]) -> list[str]:

@@ -14,7 +14,8 @@ import re
 import time
 from asyncio import to_thread
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -22,7 +23,7 @@ from typing import Final, TypeAlias
 from parallax import documents
 from parallax.errors import AgentUnavailable, NotFoundError
 from parallax.models import Evidence, LaunchSpec, hash12
-from parallax.ports import AgentProcess, AgentRuntime
+from parallax.ports import SETUP, AgentProcess, AgentRuntime, AgentSession, Doors, ModelDoor
 from parallax.workspaces import layout
 from parallax.workspaces import profile as profiles
 from parallax.workspaces.detection import detect
@@ -55,7 +56,10 @@ class _Ran:
 class CheckRunner:
     """Runs checks, at most `limit` at once."""
 
-    def __init__(self, service: WorkspaceService, runtime: AgentRuntime, *, limit: int = 2) -> None:
+    def __init__(
+        self, service: WorkspaceService, runtime: AgentRuntime, *, doors: Doors | None = None, limit: int = 2
+    ) -> None:
+        self._doors = doors
         self._service = service
         self._runtime = runtime
         self._limit = asyncio.Semaphore(limit)
@@ -138,23 +142,43 @@ class CheckRunner:
             for source, target in profile.copies():
                 await to_thread(layout.copy_into, path, [path, repo.local], source, target)
             done = []
-            for command in profile.setup:
-                name = f"setup: {command if isinstance(command, str) else ' '.join(command)}"
-                ran = await self._execute(repo, path, command, profile, profile.network, SETUP_TIMEOUT_S)
-                done.append(_judge(name, Check(run=command), ran, SETUP_TIMEOUT_S))
-                if not done[-1].passed:
-                    break
+            async with self._way_out(path, profile.network) as door:
+                for command in profile.setup:
+                    name = f"setup: {command if isinstance(command, str) else ' '.join(command)}"
+                    ran = await self._execute(repo, path, command, profile, profile.network, SETUP_TIMEOUT_S, door)
+                    done.append(_judge(name, Check(run=command), ran, SETUP_TIMEOUT_S))
+                    if not done[-1].passed:
+                        break
             await to_thread(record.write_text, json.dumps([asdict(e) for e in done]))
         return done
 
+    @asynccontextmanager
+    async def _way_out(self, path: Path, network: str) -> AsyncIterator[ModelDoor | None]:
+        """For set-up in a sandbox: a door of the gateway to the package registries; None where it needs none."""
+        name = f"setup.{path.parent.name}"
+        session = AgentSession(
+            agent_id=name, execution="", role=SETUP, type=SETUP, home=path.parent / "home", tree=path
+        )
+        if self._doors is None or network != "gateway" or not self._runtime.inside(session).shut_in:
+            yield None
+            return
+        try:
+            session = replace(session, door=await self._doors.open_session(session))
+            yield self._runtime.inside(session).door
+        finally:
+            await self._doors.close_session(name)
+
     async def _execute(
-        self, repo: Repository, path: Path, command: Command, profile: Profile, network: str, timeout_s: float
-    ) -> _Ran:
+        self, repo: Repository, path: Path, command: Command, profile: Profile, network: str, timeout_s: float,
+        door: ModelDoor | None = None,
+    ) -> _Ran:  # fmt: skip
         home = path.parent / "home"
         spec = LaunchSpec(
             argv=("sh", "-c", command) if isinstance(command, str) else command,
             cwd=path,
             env={**_environment(profile), "HOME": str(home)},
+            secrets={} if door is None else {"HTTPS_PROXY": door.proxy, "https_proxy": door.proxy},
+            gateway=None if door is None else door.socket,
             home=home,
             objects=repo.objects,
             sandbox="auto",  # where the agents may run, their work may be checked

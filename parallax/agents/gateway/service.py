@@ -31,13 +31,12 @@ from parallax.agents.gateway.recording import Recorder, Replayed
 from parallax.agents.gateway.session import Session, log, refused, token_hash, token_of
 from parallax.errors import ConfigurationError, ParallaxError
 from parallax.events import Event
-from parallax.ports import AgentSession, Meter, ModelDoor, Traffic
+from parallax.ports import SETUP, AgentSession, Meter, ModelDoor, Traffic
 from parallax.redaction import Redactor, Secret
 
 CONNECT_S: Final = 15.0
 SOCKET_PATH: Final = 100  # bytes of a unix socket's path; Linux takes 107, others less
 INSIDE: Final = "127.0.0.1:8899"  # where a sandbox's relay listens: the gateway's own address in there
-SETUP: Final = "setup"  # the type of a session that installs what a repository needs: it reaches the registries
 
 Tools: TypeAlias = Callable[[str, web.BaseRequest], Awaitable[web.StreamResponse]]
 Tell: TypeAlias = Callable[[Event], Awaitable[None]]
@@ -301,7 +300,7 @@ class Gateway:
 
     def _say(self, session: Session, type_: str, data: Mapping[str, object]) -> None:
         """An event, without holding the agent up. A store that refuses is named in the log."""
-        if self.tell is None:
+        if self.tell is None or not session.session.execution:  # a set-up belongs to a commit, not to an execution
             return
         event = Event(execution=session.session.execution, type=type_, agent_id=session.agent_id, data=dict(data))
 
