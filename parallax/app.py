@@ -10,7 +10,7 @@ import asyncio
 import os
 import shutil
 from collections import defaultdict
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -37,12 +37,13 @@ from parallax.datadir import (
     LockFile,
     data_directory,
     key_of,
+    living_in,
     owner_of,
     private_file,
     refuse_foreign,
     socket_directory,
 )
-from parallax.errors import ConfigurationError, NotFoundError
+from parallax.errors import ConfigurationError, FencedError, NotFoundError
 from parallax.events import Event, EventBus
 from parallax.execution.budget import Budgets
 from parallax.execution.engine import ExecutionEngine
@@ -134,13 +135,14 @@ class Parallax:
         refuse_foreign(data)
         self._lock = stack.enter_context(LockFile(data / "lock"))
         self.runtime = await self._open_runtime(data)
-        private_file(settings.database)
+        if settings.database_url is None:
+            private_file(settings.database)
         for left in data.glob("backup-*"):  # by a server that was killed while it sent one
             shutil.rmtree(left, ignore_errors=True)
         self.key = key_of(data)
         self.redact.learn(self.key)
         self.space = Space(data, settings.min_free_mb * MIB)
-        self.store = await stack.enter_async_context(Store(settings.database, self.space.release))
+        self.store = await stack.enter_async_context(self._open_store(data))
         self.bus = EventBus(self.store)
         self.credentials = self._credential_service(data)
         await self.credentials.start()
@@ -148,7 +150,10 @@ class Parallax:
         self.workspaces = WorkspaceService(
             settings.workspaces, Git(), self.runtime, self._tell_workspace, self.credentials
         )
-        await self.workspaces.sweep()
+        residence = stack.enter_context(living_in(settings.workspaces))
+        if residence.alone:
+            await self.workspaces.sweep()
+            residence.share()
         self.integration = Integration(self.workspaces)
         self.finaliser = Finaliser(self.workspaces, self.credentials, self.redact)
         self.gateway = gateway = self._gateway(stack.enter_context(socket_directory(data)))
@@ -243,6 +248,14 @@ class Parallax:
         await runtime.sweep()
         return runtime
 
+    def _open_store(self, data: Path) -> Store:
+        """The SQLite file of the data directory, or the database that several servers share."""
+        url = self.settings.database_url
+        if url is None:
+            return Store(self.settings.database, self.space.release)
+        self.redact.learn(Secret(url.get_secret_value()))
+        return Store.shared_by(url.get_secret_value(), owner_of(data))
+
     def _engine(self, runtimes: RuntimeManager) -> ExecutionEngine:
         settings = self.settings
         free = psutil.virtual_memory().available // AGENT_MEMORY_B
@@ -284,8 +297,9 @@ class Parallax:
     # -- what the parts are given --------------------------------------------------------------------------------------
 
     async def tell(self, event: Event) -> None:
-        """An event that belongs to no change of a row."""
-        self.bus.publish(await self.store.commit(Change(events=[event])))
+        """An event that belongs to no change of a row. Of an execution that another server has by now, none is told."""
+        with suppress(FencedError):
+            self.bus.publish(await self.store.commit(Change(events=[event])))
 
     async def _tell_workspace(self, execution: str, type_: str, data: Json) -> None:
         if type_ != "workspace.merged":  # merges into the result are told by the execution, with their step

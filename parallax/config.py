@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(default_factory=_default_data_dir)
+    database_url: SecretStr | None = None
     workspaces_dir: Path | None = None
     patterns_dir: Path = Path("patterns")
     host: str = "127.0.0.1"

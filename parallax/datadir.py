@@ -144,6 +144,34 @@ class LockFile:
         os.close(self._descriptor)
 
 
+class Residence:
+    """A server's place in a directory that it may share with others."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.alone = True
+        except OSError:
+            self.alone = False
+            self.share()
+
+    def share(self) -> None:
+        """Let others in. Who comes while one is still alone there waits for this."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+
+@contextmanager
+def living_in(directory: Path) -> Iterator[Residence]:
+    """Live in a directory that other servers may share. Who finds it empty is alone until `share`, and may tidy up."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(directory / "servers.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield Residence(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_lock(path: Path) -> dict[str, Any]:
     """What the holder of a lock wrote."""
     try:

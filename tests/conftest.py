@@ -19,6 +19,7 @@ from parallax.config import Settings
 from parallax.execution.engine import Submission
 from parallax.models import Execution
 from tests.forge.forge import Forge
+from tests.postgres import Cluster, cluster
 
 IDENTITY = ["-c", "user.name=Tester", "-c", "user.email=tester@example.invalid", "-c", "commit.gpgsign=false"]
 
@@ -158,3 +159,10 @@ def team(place: Path, repository: Path) -> TeamFactory:
         return running_team(place, script, where, **settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL for the session; every test takes a database of its own from it."""
+    with cluster() as running:
+        yield running

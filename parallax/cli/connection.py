@@ -129,7 +129,7 @@ async def _looking(settings: Settings) -> AsyncIterator[Connection]:
     from parallax.app import Parallax
     from parallax.server.app import create_app
 
-    if not settings.database.exists():
+    if settings.database_url is None and not settings.database.exists():
         raise NotFoundError(
             f"nothing was ever run with {settings.data_dir} (PARALLAX_DATA_DIR): start with `parallax run`"
         )

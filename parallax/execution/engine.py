@@ -48,6 +48,7 @@ from parallax.execution.questions import QuestionDesk
 from parallax.execution.recovery import Recovery
 from parallax.execution.resilience import RetryPolicy
 from parallax.execution.runtime_manager import RuntimeManager
+from parallax.execution.sharing import Share
 from parallax.execution.team_tools import TeamTools
 from parallax.failpoints import fp
 from parallax.models import Budget, Execution, ExecutionState, Json, Usage, new_id
@@ -59,6 +60,7 @@ from parallax.storage.space import Space
 from parallax.storage.statements import (
     Change,
     Write,
+    current,
     execution_row,
     guard,
     insert_row,
@@ -144,6 +146,7 @@ class _Running:
     cancelled_by: str | None = None
     begun: bool = False
     interrupts: Interrupts | None = None
+    epoch: int = 0  # what it owns the execution by, once it does
     floor: Callable[[], None] | None = None  # gives back the floor that a suspect had to itself
 
 
@@ -204,6 +207,7 @@ class ExecutionEngine:
         self._watchdog: asyncio.Task[None] | None = None
         self._running: dict[str, _Running] = {}
         self._epoch = 0
+        self._share: Share | None = None
         self.ready = asyncio.Event()
 
     # -- the engine's own life -----------------------------------------------------------------------------------------
@@ -211,9 +215,12 @@ class ExecutionEngine:
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         self._epoch = await self._store.next_epoch()
+        self._store.on_news(self._heard)
         if self._runs:
+            await self._store.let_go(LIVE)  # of a former life: this one has its directory to itself
             await self._recover()
-            self._watchdog = self._group.create_task(self._watch(), name="watchdog")
+            watch = self._watch() if not self._store.shared else self._sharing().run()
+            self._watchdog = self._group.create_task(watch, name="watchdog")
         self.ready.set()
         return self
 
@@ -224,26 +231,57 @@ class ExecutionEngine:
         self._desk.stop()
         if self._watchdog is not None:
             self._watchdog.cancel()
-        stopped = [execution_id for execution_id, running in self._running.items() if running.journal is not None]
+        stopped = {key: running.epoch for key, running in self._running.items() if running.journal is not None}
         for running in self._running.values():
             running.task.cancel()  # they stay `running` in the store: the next start resumes them
         await self._group.__aexit__(None, None, None)  # what failed around the engine is not wrapped by it
         await self._stopped_in_order(stopped)
 
-    async def _stopped_in_order(self, executions: Iterable[str]) -> None:
-        """A stop in good order is no crash: it does not count among an execution's recoveries."""
+    async def _stopped_in_order(self, executions: Mapping[str, int]) -> None:
+        """A stop in good order is no crash: it does not count among an execution's recoveries, and leaves no lease."""
         try:
-            for execution_id in executions:
-                await self._store.commit(Change([uncount_recovery(execution_id, self._epoch)]))
+            for execution_id, epoch in executions.items():
+                await self._store.commit(Change([uncount_recovery(execution_id, epoch)]))
+            if self._runs:
+                await self._store.let_go(LIVE)
         except StorageError as error:
             _log.error("the store refused", cause=str(error))
 
     async def _recover(self) -> None:
-        """Begin every live execution that has no task here."""
+        """Begin every live execution that has no task; of a shared store those that nobody holds and that find room."""
         fp("recovery.scan.mid")
-        for execution in await self._store.executions(states=LIVE, limit=10_000):
-            if execution.id not in self._running:
-                self._begin(execution)
+        if self._store.shared:
+            room = self._runtimes.limit - len(self._running)
+            found = await self._store.lease(LIVE, room) if room > 0 else []
+        else:
+            found = await self._store.executions(states=LIVE, limit=10_000)
+        for execution in found:
+            self._begin(execution)
+
+    def _sharing(self) -> Share:
+        self._share = Share(
+            self._store, held=lambda: self._running, lost=self._lost, look=self._look, take=self._recover
+        )
+        return self._share
+
+    def _heard(self, execution_id: str | None) -> None:
+        """Another server has written."""
+        self._bus.hear(execution_id)
+        if self._share is not None:
+            self._share.hear(execution_id)
+
+    def _lost(self, execution_id: str) -> None:
+        """It belongs to another server now: stop, discard."""
+        if (running := self._running.get(execution_id)) is not None and running.begun:
+            running.task.cancel()
+
+    async def _look(self, execution_id: str) -> None:
+        """A person may have cancelled it by another server."""
+        stored, running = await self._store.execution(execution_id), self._running.get(execution_id)
+        if stored.state is ExecutionState.CANCELLING and running is not None and running.cancelled_by is None:
+            running.cancelled_by = (stored.reason or "").removeprefix("cancelled by ") or "a person"
+            if running.begun:
+                running.task.cancel()
 
     async def _watch(self) -> None:
         """Every live execution has a task, always: one that lost it, because the store refused, gets another."""
@@ -260,6 +298,13 @@ class ExecutionEngine:
     def running(self) -> tuple[str, ...]:
         """Ids of the executions that run here now."""
         return tuple(self._running)
+
+    def _ready_to_run(self, execution: Execution) -> None:
+        """It may run now: here, or in a shared store by whoever leases it first."""
+        if self._share is not None:
+            self._share.hear(execution.id)
+        elif self._runs:
+            self._begin(execution)
 
     def _begin(self, execution: Execution) -> None:
         if execution.id in self._running:
@@ -378,8 +423,7 @@ class ExecutionEngine:
                 raise
             return known, False  # the same key, a moment earlier
         fp("api.create.committed_before_reply")
-        if self._runs:
-            self._begin(execution)
+        self._ready_to_run(execution)
         return execution, True
 
     async def repeated(self, key: str | None, asked_hash: str) -> Execution | None:
@@ -402,7 +446,7 @@ class ExecutionEngine:
             execution = await self.release(execution_id)  # it ends as any other: its agents gone and its end recorded
         running = self._running.get(execution_id)
         if running is None:
-            raise ConflictError(f"execution '{execution_id}' does not run in this server")
+            return await self._cancel_elsewhere(execution, by)
         if running.cancelled_by is None:
             running.cancelled_by = by
             if running.journal is not None:
@@ -423,6 +467,25 @@ class ExecutionEngine:
                 running.task.cancel()
         return await self._store.execution(execution_id)
 
+    async def _cancel_elsewhere(self, execution: Execution, by: str) -> Execution:
+        """Record it; the server that runs it, or the next one that takes it, hears of it and ends it."""
+        if not self._store.shared:
+            raise ConflictError(f"execution '{execution.id}' does not run in this server")
+        change = Change(
+            [
+                current(execution.id, execution.epoch),
+                not_ended(execution.id),
+                set_execution(execution.id, state=str(ExecutionState.CANCELLING), reason=f"cancelled by {by}"),
+            ],
+            [Event(execution=execution.id, type="execution.cancelling", data={"by": by})],
+        )
+        try:
+            self._bus.publish(await self._store.commit(change))
+        except FencedError:
+            raise ConflictError(f"execution '{execution.id}' changes hands just now: try again") from None
+        self._ready_to_run(execution)
+        return await self._store.execution(execution.id)
+
     async def release(self, execution_id: str) -> Execution:
         """A person lets an execution go on that is paused or needed attention; its recoveries are counted anew."""
         execution = await self._store.execution(execution_id)
@@ -433,21 +496,22 @@ class ExecutionEngine:
         if execution.state is ExecutionState.PAUSED and (running := self._running.get(execution_id)) is not None:
             return await self._unpaused(execution, running)
         changes = [
-            guard(execution_id, execution.epoch),
-            set_execution(execution_id, state=str(ExecutionState.RUNNING), reason=None, recoveries=0),
+            current(execution_id, execution.epoch),
+            set_execution(
+                execution_id, state=str(ExecutionState.RUNNING), reason=None, recoveries=0, owner=None, lease_until=None
+            ),
         ]
         if (ending := self._running.get(execution_id)) is not None:
             await asyncio.wait({ending.task})  # it was parked a moment ago and is letting its agents go
         await self._store.commit(Change(changes))
         released = await self._store.execution(execution_id)
-        if self._runs:
-            self._begin(released)
+        self._ready_to_run(released)
         return released
 
     async def _unpaused(self, execution: Execution, running: _Running) -> Execution:
         assert running.journal is not None
         assert running.interrupts is not None
-        data = {"epoch": self._epoch, "from": self._epoch, "finished": list(running.journal.finished)}
+        data = {"epoch": running.epoch, "from": running.epoch, "finished": list(running.journal.finished)}
         await running.journal.commit(
             [not_ended(execution.id), set_execution(execution.id, state=str(ExecutionState.RUNNING), reason=None)],
             [Event(execution=execution.id, type="execution.resumed", data=data)],
@@ -539,13 +603,15 @@ class ExecutionEngine:
     async def _park(self, execution: Execution, cause: str) -> None:
         event = Event(execution=execution.id, type="execution.needs_attention", data={"cause": cause})
         writes = [
-            guard(execution.id, self._epoch),
+            guard(execution.id, self._running[execution.id].epoch),
             set_execution(execution.id, state=str(ExecutionState.NEEDS_ATTENTION), reason=cause),
         ]
         self._bus.publish(await self._store.commit(Change(writes, [event])))
 
     async def _own(self, execution: Execution) -> None:
         running = self._running[execution.id]
+        # Of servers that share, each ownership has a number of its own: one that comes back is no former one.
+        running.epoch = await self._store.next_epoch() if self._store.shared else self._epoch
         if execution.epoch > 0:
             async with self._recovery.turn(execution) as running.floor:
                 execution = await self._store.execution(execution.id)  # it may have been cancelled while it waited
@@ -560,13 +626,14 @@ class ExecutionEngine:
         if execution.state is ExecutionState.CANCELLING or running.cancelled_by:
             await self._end(execution, journal, ExecutionState.CANCELLED, cause=execution.reason or "cancelled")
             return
-        execution = replace(execution, epoch=self._epoch, started_at=execution.started_at or time.time())
+        execution = replace(execution, epoch=running.epoch, started_at=execution.started_at or time.time())
         async with self._coursing(execution, journal) as course:
             await self._drive(execution, course, running)
 
     async def _claim(self, execution: Execution, recoveries: int, told: Iterable[Event] = (), **columns: Any) -> None:
         """Become its owner and tell it in one commit. Raises FencedError when another is the owner, or it has ended."""
-        changes = {"state": str(ExecutionState.RUNNING), "epoch": self._epoch, "recoveries": recoveries} | columns
+        epoch = self._running[execution.id].epoch
+        changes = {"state": str(ExecutionState.RUNNING), "epoch": epoch, "recoveries": recoveries} | columns
         if execution.state is ExecutionState.CANCELLING:
             changes.pop("state")
         owned = [guard(execution.id, execution.epoch), not_ended(execution.id)]
@@ -577,14 +644,14 @@ class ExecutionEngine:
 
     async def _claimed(self, execution: Execution) -> Journal:
         """Take ownership: from here on only this start of the server may write for the execution."""
-        entries = await self._store.journal(execution.id)
-        journal = Journal(self._store, self._bus, execution.id, self._epoch, entries)
-        recoveries, told = 0, journal.event("execution.started", epoch=self._epoch)
+        entries, epoch = await self._store.journal(execution.id), self._running[execution.id].epoch
+        journal = Journal(self._store, self._bus, execution.id, epoch, entries)
+        recoveries, told = 0, journal.event("execution.started", epoch=epoch)
         if execution.epoch > 0:
             # A recovery counts only if nothing was finished since the last one.
             newest = max((entry.epoch for entry in entries if entry.kind in {"result", "join"}), default=0)
             recoveries = 0 if newest >= execution.epoch else execution.recoveries + 1
-            data = {"epoch": self._epoch, "from": execution.epoch, "finished": list(journal.finished)}
+            data = {"epoch": epoch, "from": execution.epoch, "finished": list(journal.finished)}
             told = Event(execution=execution.id, type="execution.resumed", data=data)
         await self._claim(execution, recoveries, [told], started_at=execution.started_at or time.time())
         fp("claim.committed")

@@ -26,6 +26,7 @@ class RuntimeManager:
     """Hands out PrismRuntimes."""
 
     def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._places = asyncio.Semaphore(limit)  # asyncio's semaphore wakes its waiters in order
         self._programs: OrderedDict[str, prism.Program] = OrderedDict()
 
