@@ -11,6 +11,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+from parallax.agents.output import Ring, cut
 from parallax.agents.stalls import Consequence, Stall, detect
 from parallax.agents.states import Life
 from parallax.agents.watch import Watch
@@ -23,7 +24,6 @@ from parallax.redaction import Redactor
 Ask: TypeAlias = Callable[[Question], Awaitable[str]]
 
 OUTPUT_BATCH_S: Final = 0.1
-OUTPUT_KEPT_B: Final = 64 * 1024  # of one batch; the whole stream is bounded by the client's ring
 WATCH_S: Final = 0.25
 
 
@@ -67,6 +67,7 @@ class Turn:
         self._limit: asyncio.Timeout
         self._left_s = 0.0
         self._output: list[str] = []
+        self._ring = Ring()
         self._open: list[Question] = []
         self._named: str | None = None
         self._interrupted: AgentError | None = None
@@ -108,7 +109,7 @@ class Turn:
         try:
             result = await self._played()
         except AgentError as error:
-            await self._flush()
+            await self._flush(last=True)
             stall = detect(self._watch.look(error=error))
             ours = self._life.state not in {AgentState.BUSY, AgentState.ASKING}  # it is being stopped
             if stall is None or ours:
@@ -135,7 +136,7 @@ class Turn:
             if not isinstance(cause, _Claimed):
                 raise cause from failed
             result = cause.result
-        await self._flush()
+        await self._flush(last=True)
         return result
 
     async def _read(self, group: asyncio.TaskGroup, helpers: list[asyncio.Task[None]]) -> TaskResult:
@@ -221,13 +222,11 @@ class Turn:
             await asyncio.sleep(OUTPUT_BATCH_S)
             await self._flush()
 
-    async def _flush(self) -> None:
-        if not self._output:
-            return
-        text = "".join(self._output)
+    async def _flush(self, *, last: bool = False) -> None:
+        """Tell what came since. Of a flood the head of the turn is told at once, and with the `last` words the tail."""
+        told = [self._ring.take(cut("".join(self._output)))]
         self._output.clear()
-        if len(text) > OUTPUT_KEPT_B:
-            half = OUTPUT_KEPT_B // 2
-            text = f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
-        fp("output.mid_batch")
-        await self._life.say("agent.output", self._task.step_key, stream="out", text=self._redact(text))
+        for text in (told + self._ring.rest()) if last else told:
+            if text:
+                fp("output.mid_batch")
+                await self._life.say("agent.output", self._task.step_key, stream="out", text=self._redact(text))
