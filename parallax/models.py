@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -283,6 +283,13 @@ class Execution:
     owner: str | None = None
     started_at: float | None = None
     ended_at: float | None = None
+
+    def as_accepted(self) -> Execution:
+        """As it was when it was taken in: a repeated request gets the answer that the first one got."""
+        return replace(
+            self, state=ExecutionState.QUEUED, reason=None, epoch=0, recoveries=0, result=None, result_blob=None,
+            confidence=None, usage=Usage(), owner=None, started_at=None, ended_at=None,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -433,7 +433,7 @@ class ExecutionEngine:
         body_hash, execution_id = known
         if body_hash != asked_hash:
             raise UsageError(f"the idempotency key '{key}' was used with another request; take a new key")
-        return await self._store.execution(execution_id)
+        return (await self._store.execution(execution_id)).as_accepted()
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
@@ -597,21 +597,30 @@ class ExecutionEngine:
         running = self._running[execution.id]
         stored = await self._store.execution(execution.id)
         if running.journal is None:
-            running.journal = await self._claimed(stored)
+            epoch = await self._number(running)
+            try:
+                running.journal = await self._claimed(stored)
+            except JournalError:  # what it did cannot be read, but that it ends here can be told
+                await self._claim(stored, stored.recoveries)
+                running.journal = Journal(self._store, self._bus, execution.id, epoch, ())
         await self._end(stored, running.journal, ExecutionState.CANCELLED, cause=f"cancelled by {running.cancelled_by}")
 
     async def _park(self, execution: Execution, cause: str) -> None:
+        """Leave it to a person. What could not even be claimed, because its journal is damaged, is claimed with it."""
         event = Event(execution=execution.id, type="execution.needs_attention", data={"cause": cause})
+        owner = (await self._store.execution(execution.id)).epoch
+        epoch = await self._number(self._running[execution.id])
         writes = [
-            guard(execution.id, self._running[execution.id].epoch),
-            set_execution(execution.id, state=str(ExecutionState.NEEDS_ATTENTION), reason=cause),
+            guard(execution.id, min(owner, epoch)),
+            not_ended(execution.id),
+            set_execution(execution.id, state=str(ExecutionState.NEEDS_ATTENTION), epoch=epoch, reason=cause),
         ]
         self._bus.publish(await self._store.commit(Change(writes, [event])))
 
     async def _own(self, execution: Execution) -> None:
         running = self._running[execution.id]
         # Of servers that share, each ownership has a number of its own: one that comes back is no former one.
-        running.epoch = await self._store.next_epoch() if self._store.shared else self._epoch
+        await self._number(running)
         if execution.epoch > 0:
             async with self._recovery.turn(execution) as running.floor:
                 execution = await self._store.execution(execution.id)  # it may have been cancelled while it waited
@@ -629,6 +638,12 @@ class ExecutionEngine:
         execution = replace(execution, epoch=running.epoch, started_at=execution.started_at or time.time())
         async with self._coursing(execution, journal) as course:
             await self._drive(execution, course, running)
+
+    async def _number(self, running: _Running) -> int:
+        """What this attempt owns its execution by: the start of the server, or where several share, a number each."""
+        if not running.epoch:
+            running.epoch = await self._store.next_epoch() if self._store.shared else self._epoch
+        return running.epoch
 
     async def _claim(self, execution: Execution, recoveries: int, told: Iterable[Event] = (), **columns: Any) -> None:
         """Become its owner and tell it in one commit. Raises FencedError when another is the owner, or it has ended."""
