@@ -619,7 +619,6 @@ class ExecutionEngine:
 
     async def _own(self, execution: Execution) -> None:
         running = self._running[execution.id]
-        # Of servers that share, each ownership has a number of its own: one that comes back is no former one.
         await self._number(running)
         if execution.epoch > 0:
             async with self._recovery.turn(execution) as running.floor:
@@ -640,7 +639,7 @@ class ExecutionEngine:
             await self._drive(execution, course, running)
 
     async def _number(self, running: _Running) -> int:
-        """What this attempt owns its execution by: the start of the server, or where several share, a number each."""
+        """What it owns its execution by: the start of the server; where several share, a number of its own."""
         if not running.epoch:
             running.epoch = await self._store.next_epoch() if self._store.shared else self._epoch
         return running.epoch
