@@ -4,8 +4,8 @@
 `detect` goes through the table and returns the first stall that fits. Silent means: no output, no model traffic at the
 gateway and no processor time of the whole process tree. Silence that fits nothing in the table is `silent`.
 
-What is certain (an exit code, a prompt that waits for an answer) has its consequence at once; a stall that is only
-silence is named, and has its consequence when the silence has lasted for the second limit.
+What is certain (an exit code, a question of the protocol) has its consequence at once, words that look like a prompt
+after some more silence; a stall that is only silence is named, and has its consequence at the second limit.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from parallax.models import Question, TaskResult
 
 FULL: Final = 0.9  # share of the context window from which an empty turn is the window's fault
 REFUSALS: Final = 2  # refused calls to the model, one after another, that are more than bad luck
+PATIENCE: Final = 3.0  # silence limits until words that look like a prompt are believed: its model may only be slow
 LINGER_S: Final = 5.0  # how long a process may take to leave after its last line
 
 _TRUST: Final = re.compile(r"\btrust(?:s|ed)?\b[^\n]{0,40}\b(?:folder|directory|workspace|files|project)\b", re.I)
@@ -98,6 +99,11 @@ class Signals:
         return not self.ended and self.silent_s >= self.limit_s
 
     @property
+    def long_silent(self) -> bool:
+        """For so long that words which look like a prompt are one."""
+        return self.silent and self.silent_s >= PATIENCE * self.limit_s
+
+    @property
     def ended(self) -> bool:
         """The turn is over, one way or the other."""
         return self.result is not None or self.error is not None
@@ -141,7 +147,7 @@ def _prompt(s: Signals, kind: str, pattern: re.Pattern[str], what: str) -> Stall
         return Stall(kind=kind, cause=short(s.question.text), consequence=Consequence.ASK, certain=True)
     if s.silent and s.words and pattern.search(s.words):
         cause = f"it waits at {what} that only a terminal can answer: {short(s.words)}"
-        return Stall(kind=kind, cause=cause, consequence=Consequence.ASK, certain=True)
+        return Stall(kind=kind, cause=cause, consequence=Consequence.ASK, certain=s.long_silent)
     return None
 
 
@@ -166,14 +172,15 @@ def question(s: Signals) -> Stall | None:
 
 def login_needed(s: Signals) -> Stall | None:
     """Its account is not logged in, or no longer: a person has to do that, once."""
-    told = s.error if isinstance(s.error, LoginNeeded) else None
-    if told is None and s.silent and s.words and s.question is None:
-        told = login_in(s.words) or (LoginNeeded(short(s.words)) if _SIGN_IN.search(s.words) else None)
+    told, certain = s.error if isinstance(s.error, LoginNeeded) else None, True
     if told is None and s.status in {401, 403} and (s.empty or s.refused >= REFUSALS):
         told = LoginNeeded(f"the provider refuses the account (status {s.status})")
+    if told is None and s.silent and s.words:
+        told = login_in(s.words) or (LoginNeeded(short(s.words)) if _SIGN_IN.search(s.words) else None)
+        certain = s.long_silent
     if told is None:
         return None
-    return Stall(kind="login", cause=f"login needed: {told}", consequence=Consequence.ASK, certain=True)
+    return Stall(kind="login", cause=f"login needed: {told}", consequence=Consequence.ASK, certain=certain)
 
 
 def hung_tool(s: Signals) -> Stall | None:

@@ -34,16 +34,16 @@ def ended(message: str = "done", stop: str = "end_turn") -> TaskResult:
 # kind, what differs from SILENT, consequence, whether it acts at once
 CASES: list[tuple[str, dict[str, Any], Consequence, bool]] = [
     ("permission", {"question": asked("permission", "Run rm -rf build"), "output_s": 1}, Consequence.ASK, True),
-    ("permission", {"words": "Allow this edit to src/a.py? (y/n)"}, Consequence.ASK, True),
-    ("permission", {"words": "Add file to the chat? (Y)es/(N)o [Yes]:"}, Consequence.ASK, True),
-    ("trust", {"words": "Do you trust the files in this folder?\n1. Yes, proceed"}, Consequence.ASK, True),
+    ("permission", {"words": "Allow this edit to src/a.py? (y/n)"}, Consequence.ASK, False),
+    ("permission", {"words": "Add file to the chat? (Y)es/(N)o [Yes]:"}, Consequence.ASK, False),
+    ("trust", {"words": "Do you trust the files in this folder?\n1. Yes, proceed"}, Consequence.ASK, False),
     ("trust", {"question": asked("permission", "Trust this workspace?")}, Consequence.ASK, True),
     ("question", {"question": asked("question", "Which database?")}, Consequence.ASK, True),
-    ("question", {"words": "? Which database shall I use (Use arrow keys)\n❯ SQLite"}, Consequence.ASK, True),
-    ("question", {"words": "Press Enter to continue"}, Consequence.ASK, True),
+    ("question", {"words": "? Which database shall I use (Use arrow keys)\n❯ SQLite"}, Consequence.ASK, False),
+    ("question", {"words": "Press Enter to continue"}, Consequence.ASK, False),
     ("login", {"error": LoginNeeded("not logged in")}, Consequence.ASK, True),
-    ("login", {"words": "Invalid API key · Please run /login"}, Consequence.ASK, True),
-    ("login", {"words": "Sign in to continue: https://example.invalid/device"}, Consequence.ASK, True),
+    ("login", {"words": "Invalid API key · Please run /login"}, Consequence.ASK, False),
+    ("login", {"words": "Sign in to continue: https://example.invalid/device"}, Consequence.ASK, False),
     ("login", {"error": EMPTY, "status": 401}, Consequence.ASK, True),
     ("hung_tool", {"tool": "npm test", "tool_s": 31}, Consequence.RETRY, False),
     ("hung_mcp", {"tool": "mcp__database__query", "tool_s": 31}, Consequence.RETRY, False),
@@ -71,6 +71,13 @@ def test_each_kind_is_recognised(kind: str, signs: dict[str, Any], consequence: 
     assert stall is not None
     assert (stall.kind, stall.consequence, stall.certain) == (kind, consequence, certain)
     assert stall.cause
+
+
+@pytest.mark.parametrize(("kind", "signs"), [(kind, signs) for kind, signs, *_ in CASES if signs.keys() == {"words"}])
+def test_words_that_look_like_a_prompt_are_believed_after_more_silence(kind: str, signs: dict[str, Any]) -> None:
+    stall = detect(replace(SILENT, **signs, output_s=90.0, cpu_s=90.0))
+    assert stall is not None
+    assert (stall.kind, stall.certain) == (kind, True)
 
 
 def test_all_twelve_are_in_the_table_and_have_a_case() -> None:
