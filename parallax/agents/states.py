@@ -28,7 +28,8 @@ _FORWARD: Final[Mapping[AgentState, frozenset[AgentState]]] = {
     _S.READY: frozenset({_S.BUSY, _S.PARKED}),
     _S.BUSY: frozenset({_S.READY, _S.ASKING, _S.PARKED}),
     # To starting: a person has put right what kept it from working. To ready: the turn ended with the question open.
-    _S.ASKING: frozenset({_S.BUSY, _S.READY, _S.STARTING, _S.PARKED}),
+    # To asking: its turn failed with a question open, and now it needs help.
+    _S.ASKING: frozenset({_S.BUSY, _S.READY, _S.STARTING, _S.PARKED, _S.ASKING}),
     # To starting: it has no process while it is parked, unless it was parked between two turns.
     _S.PARKED: frozenset({_S.READY, _S.STARTING}),
     _S.STOPPING: frozenset({_S.STOPPED}),

@@ -148,7 +148,7 @@ class AgentSupervisor:
             if member is None:
                 member = self._new(session, number)
                 await self._room(member)
-            member.wanted_at = time.time()
+            member.wanted_at, member.session = time.time(), session
             if member.life.state is AgentState.PARKED:
                 _refuse_while_parked(member)
             if member.client is None:
@@ -176,6 +176,8 @@ class AgentSupervisor:
 
     async def _start(self, member: _Member) -> None:
         agent = member.life.agent
+        if member.leaving():
+            raise AgentCrashed(f"agent {agent.id} was stopped before its start")
         try:
             await member.life.move(AgentState.STARTING, role=agent.role, type=agent.type, sandbox=self._sandbox)
             door = await self._doors.open_session(member.session)

@@ -193,7 +193,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         self.do(begin())
         assert self.state is AgentState.BUSY
 
-    @precondition(lambda self: self.state is AgentState.BUSY)
+    @precondition(lambda self: self.state in {AgentState.BUSY, AgentState.ASKING} and self.turning is not None)
     @rule(what=st.sampled_from(["result", "ask"]) | TROUBLES)
     def show(self, what: str) -> None:
         question = Question(id="q", execution="e1", step_key="s1", asker=SESSION.agent_id, kind="question", text="?")

@@ -270,6 +270,11 @@ async def test_a_start_that_waits_for_memory_says_so(house: Open) -> None:
             while not (h.supervisor.agents()[-1].reason or "").startswith("waits for memory: 0.0 GB free"):
                 await asyncio.sleep(0.02)
         assert h.supervisor.agent(B).state is AgentState.PENDING
+        await h.supervisor.stop(B, "a person")
+        with pytest.raises(AgentCrashed, match="was stopped before its start"):
+            await starting
+        starting = asyncio.create_task(h.ensure(B))
+        await asyncio.sleep(0.1)
         free[0] = 10**10
         await starting
         turning.cancel()
