@@ -183,7 +183,7 @@ class Turn:
                     self._named = None
                     await self._life.stalled(None, self._task.step_key)
                 continue
-            await self._name(stall, signals.silent_s)
+            await self._name(stall, signals.silent_s if signals.silent else signals.output_s)
             if stall.certain or signals.output_s >= self._silence.end_s:
                 if stall.consequence is Consequence.END and (claim := self._client.claim()) is not None:
                     raise _Claimed(claim)

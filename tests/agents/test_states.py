@@ -56,6 +56,7 @@ class _Client:
 
     resumable = "session-1"
     pid = 7
+    version = "1.0"
 
     def __init__(self, trouble: AgentError | None) -> None:
         self.trouble = trouble
