@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Final, TypeAlias
 
 from parallax.agents.clients.failures import login_in, short
+from parallax.agents.clients.report import has_marks
 from parallax.errors import (
     AgentCrashed,
     AgentError,
@@ -204,7 +205,9 @@ def hidden_limit(s: Signals) -> Stall | None:
     if isinstance(s.error, ProviderLimited):
         until = s.error.resets_at or s.resets_at
         return Stall(kind="limit", cause=str(s.error), consequence=Consequence.PARK, certain=True, until=until)
-    if s.limited and (s.empty or (s.result is not None and s.result.stop == "end_turn")):
+    # A whole report is no hidden limit, though the last call, perhaps for a title, was refused.
+    bare = s.result is not None and s.result.stop == "end_turn" and not has_marks(s.result.message)
+    if s.limited and (s.empty or bare):
         cause = f"its turn ended with the model's provider refusing (status {s.status})"
         return Stall(kind="limit", cause=cause, consequence=Consequence.PARK, certain=True, until=s.resets_at)
     return None

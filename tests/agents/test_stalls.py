@@ -98,6 +98,7 @@ def test_all_twelve_are_in_the_table_and_have_a_case() -> None:
         {"refused": 5, "status": 500, "traffic_s": 1.0},  # it says what it does meanwhile
         {"refused": 5, "status": 500, "output_s": 500.0, "tool": "make"},  # a tool works; somebody else is refused
         {"result": ended(), "limited": False, "status": 200},
+        {"result": ended("it is done\n\nCONFIDENCE: 0.9"), "limited": True, "status": 429},
         {"result": ended(), "output_s": 99.0, "cpu_s": 99.0},
         {"error": AgentCrashed("ended with exit code 3"), "exit_code": 3},
     ],

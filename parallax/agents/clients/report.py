@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from parallax.errors import ProtocolViolation
 from parallax.models import Json
 
+END_CHARS: Final = 2_000  # in which the marks of a report are looked for while its turn runs
 _MARKER: Final = re.compile(r"^[ \t*_>`]*(CONFIDENCE|VERDICT)[*_`]*[ \t]*:[ \t*_`]*([^\n]*)$", re.MULTILINE)
 _VERDICTS: Final = {"approve": "approve", "accept": "approve", "revise": "revise", "reject": "reject"}
 
@@ -40,8 +41,8 @@ def read_report(text: str, schema: Json = None) -> Report:
 
 
 def has_marks(text: str) -> bool:
-    """Whether a text has the line that every report is asked to end with."""
-    return _MARKER.search(text) is not None
+    """Whether a text ends with a line that every report is asked to end with. Called often, so only the end counts."""
+    return _MARKER.search(text[-END_CHARS:]) is not None
 
 
 def _value(plain: str, schema: Json) -> Json:
