@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from parallax.errors import ConfigurationError
 
@@ -185,6 +186,10 @@ def load(**overrides: Any) -> Settings:
     """Read the settings; a bad value becomes one sentence that names the variable."""
     try:
         return Settings(**overrides)
+    except SettingsError as error:  # a value that should be JSON, and is not
+        name = re.search(r'field "(\w+)"', str(error))
+        variable = f"PARALLAX_{name[1].upper()}" if name else "a setting"
+        raise ConfigurationError(f"{variable} is no JSON of the kind it should be; see .env.example") from None
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "?"

@@ -76,3 +76,10 @@ async def test_the_key_is_made_once_and_only_its_owner_may_read_it(tmp_path: Pat
         assert second.key == key
     assert (tmp_path / "data" / "key").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_setting_that_should_be_json_and_is_not_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARALLAX_GIT_TOKENS", "ghp_not_json")
+    with pytest.raises(ConfigurationError, match=r"^PARALLAX_GIT_TOKENS is no JSON") as caught:
+        load(_env_file=None)
+    assert "ghp_not_json" not in str(caught.value)

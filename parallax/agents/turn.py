@@ -63,6 +63,7 @@ class Turn:
         self._ask = ask
         self._silence = silence
         self._redact = redact
+        self._masking = redact.stream()
         self._watch = Watch(client, traffic, silence.stall_s)
         self._limit: asyncio.Timeout
         self._left_s = 0.0
@@ -224,9 +225,10 @@ class Turn:
 
     async def _flush(self, *, last: bool = False) -> None:
         """Tell what came since. Of a flood the head of the turn is told at once, and with the `last` words the tail."""
-        told = [self._ring.take(cut("".join(self._output)))]
+        came = self._masking.feed("".join(self._output)) + (self._masking.close() if last else "")
         self._output.clear()
+        told = [self._ring.take(cut(came))]
         for text in (told + self._ring.rest()) if last else told:
             if text:
                 fp("output.mid_batch")
-                await self._life.say("agent.output", self._task.step_key, stream="out", text=self._redact(text))
+                await self._life.say("agent.output", self._task.step_key, stream="out", text=text)
