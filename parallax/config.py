@@ -187,8 +187,8 @@ def load(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except SettingsError as error:  # a value that should be JSON, and is not
-        name = re.search(r'field "(\w+)"', str(error))
-        variable = f"PARALLAX_{name[1].upper()}" if name else "a setting"
+        field_ = re.search(r'field "(\w+)"', str(error))
+        variable = f"PARALLAX_{field_[1].upper()}" if field_ else "a setting"
         raise ConfigurationError(f"{variable} is no JSON of the kind it should be; see .env.example") from None
     except ValidationError as error:
         first = error.errors()[0]
