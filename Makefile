@@ -33,9 +33,10 @@ faults: install ## Kill the server at every bad moment, compare ledgers (FULL=1:
 	PARALLAX_FAULTS=$(if $(FULL),full,fast) $(if $(RECORD),PARALLAX_FAULTS_PAGE=docs/reliability.md) \
 		$(BIN)/pytest tests/faults --timeout 3600
 
+DOC ?= docs/agents.md
 conformance: install ## The real CLIs, all of them (CLIS="gemini qwen" for some); writes the table in docs/agents.md
 	$(BIN)/python tests/conformance/install.py $(CLIS)
-	PARALLAX_CONFORMANCE="$(or $(CLIS),all)" PARALLAX_CONFORMANCE_DOC=$(if $(CLIS),,docs/agents.md) PARALLAX_REQUIRE_REAL_CLIS=1 \
+	PARALLAX_CONFORMANCE="$(or $(CLIS),all)" PARALLAX_CONFORMANCE_DOC=$(DOC) PARALLAX_REQUIRE_REAL_CLIS=1 \
 	  $(BIN)/pytest tests/conformance --timeout 900
 
 cases: install ## The conformance cases of Prism

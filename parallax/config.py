@@ -39,7 +39,8 @@ class LocalAgent(BaseModel):
     """An agent of this installation's own: one that runs by itself at an `endpoint`, or a `command` that speaks ACP.
 
     `env` are variables of the command in whose values {home}, {model} and {url} are filled in; {url} is the base URL of
-    `provider` at the gateway, and `key` the variable that gets the token for it.
+    `provider` at the gateway, and `key` the variable that gets the token for it. `auth` is the method that it wants to
+    be called before it takes work.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +53,7 @@ class LocalAgent(BaseModel):
     env: dict[str, str] = Field(default_factory=dict)
     provider: Literal["anthropic", "openai", "gemini"] = "openai"
     key: str | None = None
+    auth: str | None = None
     resume: Literal["none", "load", "resume"] = "none"
 
     @model_validator(mode="after")

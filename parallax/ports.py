@@ -283,6 +283,7 @@ class Quirks:
     mode: str | None = None  # the ACP session mode to set after session/new
     end_turn_hides_limit: bool = False  # a rate limit can look like a normal end of turn
     exits_on_eof: bool = True
+    auth: str | None = None  # the ACP authentication method to call before session/new
     own_tools: bool = False  # the team tools stand in its configuration: ACP need not name them
 
 

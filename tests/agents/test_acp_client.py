@@ -20,6 +20,7 @@ from agent_helpers import marked, play, task
 from parallax.agents.clients.acp import AcpClient
 from parallax.agents.clients.acp_shapes import progress_of
 from parallax.agents.clients.wire import Lines, read_frame
+from parallax.agents.clis.generic import AcpCommand
 from parallax.agents.clis.scripted import AGENT, ScriptedCLI
 from parallax.agents.runtimes.local import LocalRuntime
 from parallax.errors import (
@@ -33,7 +34,7 @@ from parallax.errors import (
     ProviderLimited,
 )
 from parallax.models import LaunchSpec, Progress, Question, TaskResult
-from parallax.ports import AgentSession
+from parallax.ports import AgentSession, Quirks
 
 
 def kinds(shown: list[Any]) -> list[str]:
@@ -383,6 +384,39 @@ async def test_close_in_mid_turn_leaves_nothing(start: Any, owner: str) -> None:
     assert marked(owner) == []
     with pytest.raises(AgentCrashed, match="was stopped"):
         await anext(turn)
+
+
+WANTS_LOGIN = """
+import json, sys
+known = False
+for line in sys.stdin:
+    asked = json.loads(line)
+    answer = {"result": {}}
+    match asked["method"]:
+        case "initialize":
+            answer = {"result": {"protocolVersion": 1, "agentInfo": {"name": "shy", "version": "3.2.1"}}}
+        case "authenticate":
+            known = asked["params"]["methodId"] == "token"
+        case "session/new":
+            refused = {"error": {"code": -32000, "message": "Authentication required"}}
+            answer = {"result": {"sessionId": "s1"}} if known else refused
+    print("Welcome to Shy!", json.dumps({"jsonrpc": "2.0", "id": asked["id"], **answer}), flush=True)
+"""
+
+
+@pytest.mark.parametrize("auth", ["token", "other", None])
+async def test_an_agent_is_authenticated_by_its_method_or_asks_for_a_login(
+    runtime: LocalRuntime, session: AgentSession, auth: str | None
+) -> None:
+    cli = AcpCommand(type="shy", argv=("-c", WANTS_LOGIN), quirks=Quirks(auth=auth))
+    client = AcpClient(runtime=runtime, cli=cli, session=session, program=sys.executable)
+    if auth == "token":
+        assert await client.open() == "s1"
+        assert client.version == "3.2.1"
+    else:
+        with pytest.raises(LoginNeeded, match="not logged in: Authentication required"):
+            await client.open()
+    await client.close()
 
 
 async def test_a_role_without_a_rule_is_a_refusal(start: Any) -> None:

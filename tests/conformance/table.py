@@ -31,6 +31,7 @@ COLUMNS = {
     "cancels": "cancel",
     "stops": "processes left",
 }
+UNTRIED = "–"
 BEGIN, END = "<!-- conformance: written by `make conformance` -->", "<!-- end of conformance -->"
 
 Cells = dict[str, dict[str, str]]
@@ -38,17 +39,26 @@ Cells = dict[str, dict[str, str]]
 
 def render(cells: Cells) -> str:
     """As Markdown; what was not tried is a dash."""
-    lines = ["| CLI | version | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    head = ["CLI", "version", *COLUMNS.values()]
+    lines = [head, ["---"] * len(head), *_rows(cells)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _rows(cells: Cells) -> list[list[str]]:
+    rows = []
     for way, (name, packages) in WAYS.items():
         version = " + ".join(PACKAGES[package].version for package in packages)
-        row = [cells.get(way, {}).get(column, "–") for column in COLUMNS]
-        lines.append(f"| {name} | {version} | " + " | ".join(row) + " |")
-    return "\n".join(lines)
+        rows.append([name, version, *(cells.get(way, {}).get(column, UNTRIED) for column in COLUMNS)])
+    return rows
 
 
 def write(document: Path, cells: Cells) -> None:
-    """Between the marks of a document."""
+    """Between the marks of a document. What was not tried keeps its cells there, if the versions are still the same."""
     text = document.read_text()
+    known = {tuple(row[:2]): dict(zip(COLUMNS, row[2:], strict=False)) for row in read(document)}
+    names = {tuple(row[:2]): way for row, way in zip(_rows({}), WAYS, strict=True)}
+    kept = {names[named]: row for named, row in known.items() if named in names}
+    cells = {way: kept.get(way, {}) | cells.get(way, {}) for way in WAYS}
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     document.write_text(f"{before}{BEGIN}\n{render(cells)}\n{END}{after}")

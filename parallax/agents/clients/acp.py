@@ -246,6 +246,8 @@ class AcpClient:
                 f"The agent '{self._session.type}' speaks version {greeting.protocol_version} of the Agent Client "
                 f"Protocol, Parallax speaks {PROTOCOL_VERSION}"
             )
+        if self._cli.quirks.auth is not None:
+            await self._connection.authenticate(method_id=self._cli.quirks.auth)
         if greeting.agent_info is not None:
             self.version = self.version or greeting.agent_info.version
         return greeting

@@ -256,7 +256,7 @@ class Catalogue:
             env=agent.env,
             provider=agent.provider,
             key=agent.key,
-            quirks=Quirks(resume=agent.resume),
+            quirks=Quirks(resume=agent.resume, auth=agent.auth),
         )
         return Found(type=agent.id, cli=cli, program=own, version=version_of(own))
 

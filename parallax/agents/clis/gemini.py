@@ -1,8 +1,9 @@
 """Gemini CLI, which speaks the Agent Client Protocol itself.
 
-Its settings stand in a *system* settings file of the agent's own: they outrank those of the repository, which is not
-trusted. Quirks: it retries in silence for minutes (shortened here; what is left of it the gateway's traffic shows), it
-does not leave at the end of its input, and it knows no earlier session after a restart.
+Its settings stand in the agent's own home, and what matters most is an argument, above the repository's settings,
+which are not trusted. (A system settings file would outrank them, but is read only where root owns it.) Quirks: it
+retries in silence for minutes (shortened here; what is left of it the gateway's traffic shows), it does not leave at
+the end of its input, and it knows no earlier session after a restart.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from parallax.ports import TOOLS_NAME, AgentSession, Quirks
 from parallax.redaction import Secret
 
 CONFIG_DIR: Final = ".gemini"
-SETTINGS: Final = f"{CONFIG_DIR}/parallax.json"
+SETTINGS: Final = f"{CONFIG_DIR}/settings.json"
 EDITS: Final = ("write_file", "replace")
 FREE: Final = ("run_shell_command", "web_fetch", "google_web_search")
 # preset -> (approval mode, tools that need no approval, tools that are not there)
@@ -57,7 +58,6 @@ class Gemini(Dialect):
         if session.model:
             argv += ["--model", session.model]
         env = {
-            "GEMINI_CLI_SYSTEM_SETTINGS_PATH": str(session.home / SETTINGS),
             "GEMINI_CLI_TRUST_WORKSPACE": "true",  # else it refuses every mode but asking for all
             "GEMINI_CLI_NO_RELAUNCH": "true",  # one process instead of two
         }
@@ -68,7 +68,7 @@ class Gemini(Dialect):
         return launch_spec(session, *argv, env=env, secrets={**secrets, **tools_secret(session)})
 
     def files(self, session: AgentSession) -> Mapping[str, str]:
-        """The settings of the highest rank."""
+        """Account, what needs no approval, the team tools; nothing phoned home, no updates, no hooks."""
         _, allowed, absent = PRESETS[session.preset]
         auth = "oauth-personal" if model_end(session, "gemini") is None else "gemini-api-key"
         document = {
