@@ -239,12 +239,11 @@ class Meter:
                 yield turn
         except BudgetExhausted:
             raise
-        except ProviderLimited:
-            turns = 0  # the agent is parked, and goes on with this turn later
-            raise
-        except Exception:
-            if turn.refused is not None:
+        except Exception as error:
+            if turn.refused is not None:  # whatever the CLI made of the refusal
                 raise BudgetExhausted(turn.refused) from None
+            if isinstance(error, ProviderLimited):
+                turns = 0  # the agent is parked, and goes on with this turn later
             raise
         finally:
             reported = Usage(priced="table") if turn.calls else turn.used

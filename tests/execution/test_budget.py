@@ -13,7 +13,7 @@ import pytest
 from budget_helpers import living, turn
 
 from parallax import failpoints
-from parallax.errors import AgentCrashed, BudgetExhausted
+from parallax.errors import AgentCrashed, BudgetExhausted, ProviderLimited
 from parallax.failpoints import FailpointError
 from parallax.models import Budget, TaskResult, Usage
 from parallax.ports import ModelCall
@@ -84,7 +84,10 @@ async def test_what_does_not_fit_is_refused_and_said_once(life: Life) -> None:
                 await house.budgets.reserve(call())
 
 
-async def test_an_agent_that_fails_because_it_was_refused_ends_the_run_not_the_attempt(life: Life) -> None:
+@pytest.mark.parametrize("failure", [AgentCrashed("it went down over it"), ProviderLimited("it takes it for a limit")])
+async def test_an_agent_that_fails_because_it_was_refused_ends_the_run_not_the_attempt(
+    life: Life, failure: Exception
+) -> None:
     async with life() as house:
         await house.take_in("e1")
         meter = await house.open(Budget(cost=50))
@@ -93,7 +96,7 @@ async def test_an_agent_that_fails_because_it_was_refused_ends_the_run_not_the_a
             async with turn(meter):
                 with pytest.raises(BudgetExhausted):
                     await house.budgets.reserve(call())
-                raise AgentCrashed("the CLI went down over the refusal")
+                raise failure
 
         with pytest.raises(BudgetExhausted):
             await crash()
