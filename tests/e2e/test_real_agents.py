@@ -52,13 +52,10 @@ async def run_parallax(place: Path, env: dict[str, str], *args: str) -> tuple[in
     return process.returncode, out.decode(), err.decode()
 
 
-@pytest.mark.parametrize("through", ["acp", "headless"])
-@pytest.mark.parametrize("agent", ["claude", "codex"])
-async def test_a_real_agent_edits_is_verified_and_committed(
-    agent: str, through: str, programs: dict[str, Path], place: Path
-) -> None:
-    repository = make_repository(place / "repo", {"readme.txt": "a sample\n"})
-    (place / "one.yaml").write_text(CHART)
+async def run_agent(
+    agent: str, through: str, programs: dict[str, Path], place: Path, repository: Path, scenario: str
+) -> tuple[dict[str, str], tuple[int, str, str], set[str]]:
+    """Run `one.yaml` with a real agent; returns the environment, how it ended, and the keys that reached the model."""
     names = [agent, ADAPTERS[agent]] if through == "acp" else [agent]
     tools = place / "bin"
     tools.mkdir()
@@ -69,12 +66,10 @@ async def test_a_real_agent_edits_is_verified_and_committed(
         env = {
             "PATH": f"{tools}:{node}:/usr/bin:/bin", "HOME": str(place / "user"), "LANG": "C.UTF-8",
             "PARALLAX_DATA_DIR": str(place / "data"),
-            "ANTHROPIC_API_KEY": "sk-ant-the-servers-own-key-1", "ANTHROPIC_BASE_URL": f"{model.url}/write",
-            "OPENAI_API_KEY": "sk-the-servers-own-key-22222", "OPENAI_BASE_URL": f"{model.url}/write/v1",
+            "ANTHROPIC_API_KEY": "sk-ant-the-servers-own-key-1", "ANTHROPIC_BASE_URL": f"{model.url}/{scenario}",
+            "OPENAI_API_KEY": "sk-the-servers-own-key-22222", "OPENAI_BASE_URL": f"{model.url}/{scenario}/v1",
         }  # fmt: skip
-        code, out, err = await run_parallax(
-            place,
-            env,
+        asked = (
             "run",
             "./one.yaml",
             "Create hello.txt",
@@ -85,8 +80,18 @@ async def test_a_real_agent_edits_is_verified_and_committed(
             "--yes",
             "--json",
         )
-        assert code == 0, err + out
-        keys = model.keys()
+        return env, await run_parallax(place, env, *asked), model.keys()
+
+
+@pytest.mark.parametrize("through", ["acp", "headless"])
+@pytest.mark.parametrize("agent", ["claude", "codex"])
+async def test_a_real_agent_edits_is_verified_and_committed(
+    agent: str, through: str, programs: dict[str, Path], place: Path
+) -> None:
+    repository = make_repository(place / "repo", {"readme.txt": "a sample\n"})
+    (place / "one.yaml").write_text(CHART)
+    env, (code, out, err), keys = await run_agent(agent, through, programs, place, repository, "write")
+    assert code == 0, err + out
     done = json.loads(out)
     assert (done["state"], done["confidence"]) == ("succeeded", 1.0)
     (step,) = [s for s in done["steps"] if s["step"] == "work"]
@@ -99,3 +104,18 @@ async def test_a_real_agent_edits_is_verified_and_committed(
     own = env["ANTHROPIC_API_KEY"] if agent == "claude" else env["OPENAI_API_KEY"]
     assert keys == {own}
     assert own not in err + out
+
+
+@pytest.mark.parametrize("agent", ["claude", "codex"])
+async def test_a_real_agent_reports_its_result_by_the_team_tool(
+    agent: str, programs: dict[str, Path], place: Path
+) -> None:
+    repository = make_repository(place / "repo", {"readme.txt": "a sample\n"})
+    (place / "one.yaml").write_text(CHART.replace("{verify: [grep, -q, hello, hello.txt]}", "{}"))
+    _, (code, out, err), _ = await run_agent(agent, "acp", programs, place, repository, "report")
+    assert code == 0, err + out
+    done = json.loads(out)
+    # Its last words are `I wrote hello.txt.` with a confidence of 0.9: what it gave to the tool counts.
+    assert (done["result"], done["confidence"]) == ("reported by tool", 0.8)
+    (step,) = [s for s in done["steps"] if s["step"] == "work"]
+    assert (step["source"], step["reported"]) == ("reported", 0.8)

@@ -23,8 +23,8 @@ from aiohttp import web
 from tests.modelserver.dialects import Anthropic, Call, Chat, Dialect, Gemini, Responses, Tool, filled
 
 # permission: like `write`, with a command that no CLI takes for harmless.
-# tool: it calls the team tool `post_note` and says so.
-SCENARIOS = ("write", "text", "permission", "tool", "rate", "ratealways", "err500", "slow", "hang")
+# tool: it calls the team tool `post_note` and says so; report: it reports its result by the team tool.
+SCENARIOS = ("write", "text", "permission", "tool", "report", "rate", "ratealways", "err500", "slow", "hang")
 CWD = re.compile(r'(?:[Ww]orking directory: ?|<cwd>|in the directory: ?)(/[^\s<\\"`]+)')
 SHELLS = ("exec_command", "shell_command", "shell", "local_shell", "Bash", "bash", "run_shell_command")
 WRITERS = ("Write", "write_file", "write", "create")
@@ -162,6 +162,8 @@ class ModelServer:
         """What the model does next, by how many tool results it has seen since it was asked."""
         if not tools:
             return Call(self._without_tools(scenario, text, body))
+        if scenario == "report":
+            return Call(self.script.answer) if "It is taken down" in text or results > 60 else self._report(tools)
         if scenario == "text" or results >= 2:
             return Call(self.script.answer)
         if scenario == "tool":
@@ -199,6 +201,16 @@ class ModelServer:
         if "exec" in tools:
             return Call("text(JSON.stringify(await tools.mcp__parallax__post_note({})))", "exec", custom=True)
         return Call("There is no such tool.")
+
+    def _report(self, tools: dict[str, Tool]) -> Call:
+        """The result by the team tool, whatever the CLI calls it and as soon as it has it."""
+        given = {"result": "reported by tool", "confidence": 0.8}
+        if named := next((name for name in tools if name.endswith("report_result")), None):
+            return Call(given, named)
+        assert "exec" in tools, f"no tool to report with among {list(tools)}"
+        named = "tools.mcp__parallax__report_result"
+        wait = "new Promise(done => setTimeout(() => done('not yet'), 300))"
+        return Call(f"text(await ({named} ? {named}({json.dumps(given)}) : {wait}))", "exec", custom=True)
 
     def _without_tools(self, scenario: str, text: str, body: Any) -> str:
         """Whoever has no tools asks for a title, for a document by a schema, or (Aider) for whole files as text."""

@@ -19,6 +19,7 @@ from parallax.agents.gateway.tools import AsgiApp
 from parallax.ports import TOOLS_NAME, TeamTools
 
 MAX_BODY: Final = 1024 * 1024
+SHOWN: Final = {"anthropic/alwaysLoad": True}  # Claude Code else hides tools until the model searches for them
 INSTRUCTIONS: Final = (
     "You work in a team that Parallax coordinates. Ask when something is unclear instead of guessing: the answer comes "
     "from your lead or from a person. When you are done, call report_result once: it counts more than your last words."
@@ -31,6 +32,7 @@ def application(tools: TeamTools) -> Callable[[str], AsgiApp]:
         Tool(
             name=spec.name, description=spec.description, input_schema=dict(spec.schema),
             annotations=ToolAnnotations(read_only_hint=spec.reads, destructive_hint=False, open_world_hint=False),
+            _meta=SHOWN,
         )
         for spec in tools.specs
     ]  # fmt: skip
