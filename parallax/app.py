@@ -76,7 +76,6 @@ from parallax.workspaces.sealing import Sealer
 from parallax.workspaces.service import WorkspaceService
 
 DEFAULT_TYPES: Final = ("claude", "codex", "gemini", "opencode", "qwen", "copilot", "aider")
-AGENT_MEMORY_B: Final = 600 * 1024 * 1024
 
 
 class Parallax:
@@ -258,7 +257,6 @@ class Parallax:
 
     def _engine(self, runtimes: RuntimeManager) -> ExecutionEngine:
         settings = self.settings
-        free = psutil.virtual_memory().available // AGENT_MEMORY_B
         return ExecutionEngine(
             store=self.store,
             bus=self.bus,
@@ -275,7 +273,7 @@ class Parallax:
             profile_of=self.profile_of,
             type_problem=self.type_problem,
             default_types=DEFAULT_TYPES,
-            places=settings.max_agents or max(1, min(16, free)),
+            places=settings.max_agents or self.runtime.capacity(),
             homes=settings.homes,
             retry=RetryPolicy(retries=settings.agent_retries),
             budgets=self.budgets,

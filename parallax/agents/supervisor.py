@@ -18,6 +18,7 @@ from typing import Final
 
 import structlog
 
+from parallax.agents.runtimes.local import AGENT_MEMORY_B
 from parallax.agents.states import Life, Tell
 from parallax.agents.turn import Ask, Silence, Turn
 from parallax.errors import (
@@ -37,7 +38,6 @@ from parallax.redaction import Redactor
 START_S: Final = 60.0
 KEEP_S: Final = 1.0  # between two looks at the agents that wait for work
 ROOM_S: Final = 60.0  # the longest that a start waits for memory: late is better than never
-AGENT_MEMORY_B: Final = 600_000_000  # what an idle coding CLI needs, seen on six of them: 250 to 550 MB
 LOOK_S: Final = 30.0  # a parked agent looks at the clock so often: the host may have been asleep
 LONGEST_PARK_S: Final = 8 * 86_400.0  # a weekly window and a day; what claims more is nonsense
 GO_ON: Final = (
@@ -64,7 +64,7 @@ class Lodging:
 class _Member:
     """An agent of ours. Without a client it has no process: it is parked, asks for help, or has not begun.
 
-    `kept` is the CLI's session that its next process goes on with, `parks` counts those in a row without a known end.
+    `kept` is the CLI's session that its next process goes on with; `parks` counts since its last whole turn.
     """
 
     life: Life
@@ -305,10 +305,10 @@ class AgentSupervisor:
 
     def _until(self, member: _Member, resets_at: float | None) -> float:
         """The named time; without one, or with one that has passed already, later each time."""
-        now, lodging = time.time(), self._lodging
+        now, lodging, doubled = time.time(), self._lodging, 2.0 ** min(member.parks, 20)
         if resets_at is not None and resets_at - now <= LONGEST_PARK_S:
-            return max(resets_at, now + min(lodging.park_cap_s, 2.0**member.parks - 1))
-        return now + min(lodging.park_cap_s, lodging.park_s * 2.0**member.parks)
+            return max(resets_at, now + min(lodging.park_cap_s, doubled - 1))
+        return now + min(lodging.park_cap_s, lodging.park_s * doubled)
 
     async def park(self, agent_id: str, until: float | None, cause: str) -> None:
         """The agent can use no model before `until` (a unix time): the gateway's `limits`. Unknown agents are no error.

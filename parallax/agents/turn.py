@@ -72,6 +72,7 @@ class Turn:
         self._open: list[Question] = []
         self._named: str | None = None
         self._interrupted: AgentError | None = None
+        self._verdict: AgentError | None = None  # of a stall that was named while the turn ran
         self._over = False
 
     async def run(self) -> TaskResult:
@@ -111,13 +112,11 @@ class Turn:
             result = await self._played()
         except AgentError as error:
             await self._flush(last=True)
-            stall = detect(self._watch.look(error=error))
             ours = self._life.state not in {AgentState.BUSY, AgentState.ASKING}  # it is being stopped
-            if stall is None or ours:
+            if ours or error is self._verdict or (stall := detect(self._watch.look(error=error))) is None:
                 raise
             await self._name(stall)
-            named = stall.error(self._life.agent.id)
-            raise (error if isinstance(error, type(named)) else named) from error
+            raise stall.error(self._life.agent.id) from error
         stall = detect(self._watch.look(result=result))
         if stall is not None:
             await self._name(stall)
@@ -188,7 +187,8 @@ class Turn:
             if stall.certain or signals.output_s >= self._silence.end_s:
                 if stall.consequence is Consequence.END and (claim := self._client.claim()) is not None:
                     raise _Claimed(claim)
-                raise stall.error(self._life.agent.id)
+                self._verdict = stall.error(self._life.agent.id)
+                raise self._verdict
 
     async def _name(self, stall: Stall, silent_s: float = 0.0) -> None:
         """Tell a stall once, however often it is seen."""

@@ -61,9 +61,9 @@ class House:
         self.program = sys.executable
         self.client: Callable[[AgentSession], AgentClient] | None = None
         self.registry = MemoryAgentRegistry()
-        settings: dict[str, Any] = {"silence": Silence(stall_s=20, end_s=40)} | more
+        settings: dict[str, Any] = {"silence": Silence(stall_s=20, end_s=40), "doors": NoDoors()} | more
         self.supervisor = AgentSupervisor(
-            open_client=self._client, registry=self.registry, doors=NoDoors(), redact=Redactor(), tell=self._tell,
+            open_client=self._client, registry=self.registry, redact=Redactor(), tell=self._tell,
             sandbox="off", **settings,
         )  # type: ignore[arg-type]  # fmt: skip
 
@@ -164,6 +164,27 @@ async def test_a_limit_without_an_end_is_waited_for_longer_each_time_and_a_wake_
             h.supervisor.wake(A)
             await resting
         assert waits == pytest.approx([100, 150, 150], abs=5)
+
+
+class LimitedDoors(NoDoors):
+    """The gateway has seen when a limit ends; the CLI does not say."""
+
+    resets_at = time.time() + 3600.0
+
+    def traffic(self, agent_id: str) -> Traffic | None:
+        now = time.monotonic()
+        return Traffic(
+            agent_id=agent_id, last_byte_at=now, requests=1, last_status=429, limited=True, resets_at=self.resets_at
+        )
+
+
+async def test_the_end_of_a_limit_is_taken_from_the_gateway_where_the_cli_does_not_name_it(house: Open) -> None:
+    async with house([{"do": [{"fail": {"message": "429 slow down"}}]}], doors=LimitedDoors()) as h:
+        with pytest.raises(ProviderLimited) as caught:
+            await h.turn()
+        assert caught.value.resets_at == LimitedDoors.resets_at
+        assert h.supervisor.agent(A).until == LimitedDoors.resets_at
+        assert [event.data["kind"] for event in h.events if event.type == "agent.stalled"] == ["limit"]
 
 
 async def test_an_agent_between_two_turns_is_parked_with_its_process(house: Open) -> None:
