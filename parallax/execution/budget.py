@@ -23,6 +23,7 @@ from parallax.models import Budget, TaskResult, Usage
 from parallax.ports import ModelCall
 from parallax.storage.statements import Write, insert_row, lost_calls, set_call
 from parallax.storage.store import Store
+from parallax.tasks import to_its_end
 
 TELL_S: Final = 1.0  # an agent's usage is one event in this time, however many calls it makes
 KINDS: Final = ("cost", "tokens")
@@ -251,7 +252,7 @@ class Meter:
             await self.release(turn, Usage(), replace(used, turns=turns - 1))
             fp("usage.reported_before_settle")
             events = self.usage_events(turn, reported, now=True)
-            await _to_its_end(self.commit([_settled(name, replace(used, turns=turns))], *events))
+            await to_its_end(self.commit([_settled(name, replace(used, turns=turns))], *events))
 
     async def call(self, turn: Turn, call: ModelCall) -> str:
         """Set the most that a call may use aside, durably; returns the call's address. Raises BudgetExhausted."""
@@ -374,16 +375,6 @@ def _amount(kind: str, amount: Any) -> str:
             return f"{amount} turn{'s' * (amount != 1)}"
         case _:
             return f"{amount / 60:.0f} min" if amount >= 120 else f"{amount:.0f} s"
-
-
-async def _to_its_end(work: Any) -> None:
-    """Await it whole, also when cancelled meanwhile; the cancellation is honoured afterwards."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
 
 
 def options_budget(options: Mapping[str, Any]) -> Budget:

@@ -69,6 +69,7 @@ from parallax.storage.statements import (
     uncount_recovery,
 )
 from parallax.storage.store import Store
+from parallax.tasks import to_its_end
 from parallax.telemetry import logger
 from parallax.workspaces.checks import CheckRunner
 from parallax.workspaces.credentials import CredentialService, Wanted
@@ -588,7 +589,7 @@ class ExecutionEngine:
     async def _kept(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
         """Do it to its end; when the store refuses, say so and leave the execution to the next start."""
         try:
-            await _to_its_end(work)
+            await to_its_end(work)
         except StorageError as error:
             _log.error("the store refused", execution=execution.id, cause=str(error))
 
@@ -842,16 +843,6 @@ def _uncancelled() -> None:
     current = asyncio.current_task()
     if current is not None:
         current.uncancel()
-
-
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await cleaning-up whole, also when cancelled meanwhile; the cancellation is honoured afterwards."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
 
 
 def _time_left(execution: Execution, course: Course) -> float | None:

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import aiohttp
 from aiohttp import web
@@ -28,6 +28,7 @@ from parallax.agents.gateway.session import Session
 from parallax.errors import BudgetExhausted
 from parallax.models import Usage
 from parallax.ports import Meter, ModelCall
+from parallax.tasks import to_its_end
 
 # RFC 9110 hop-by-hop, and what is the gateway's own to set.
 DROPPED: Final = frozenset(
@@ -133,7 +134,7 @@ class Passing:
                 self._count(call, reader, time.monotonic())
             return web.Response(status=record.status, body=record.answer, headers={"Content-Type": record.content_type})
         finally:
-            await _to_its_end(self._settle(call))
+            await to_its_end(self._settle(call))
 
     def _bounds(
         self, session: Session, provider: Provider, route: Route, path: str, body: bytes, request: web.BaseRequest
@@ -177,7 +178,7 @@ class Passing:
                     return response
                 tried.append(state)
         finally:
-            await _to_its_end(self._settle(call))
+            await to_its_end(self._settle(call))
 
     async def _open(self, call: Call, state: AccountState) -> None:
         """Wait until the account is open and it is this call's turn; raises Refused when that is too long."""
@@ -339,13 +340,3 @@ def _proxy_for(url: URL) -> str | None:
 
 def _clock(at: float) -> str:
     return time.strftime("%H:%M", time.localtime(at))
-
-
-async def _to_its_end(work: Any) -> None:
-    """Await it whole, also when cancelled meanwhile; the cancellation is honoured afterwards."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
