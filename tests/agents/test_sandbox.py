@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from agent_helpers import marked, play, sandbox, task
 
 from parallax.agents.clients.acp import AcpClient
+from parallax.agents.clients.common import launch
 from parallax.agents.clis.scripted import ScriptedCLI
 from parallax.agents.runtimes.bubblewrap import interpreter
 from parallax.agents.runtimes.cgroups import ProcessGroups
@@ -468,6 +470,16 @@ async def test_a_hostile_script_of_a_real_agent_reaches_nothing(
         assert canary not in text
     assert (tree / "result").read_text() == "done\n"
     assert marked(owner) == []
+
+
+def test_an_agent_that_asks_for_nothing_is_held_or_not_started(
+    runtime: LocalRuntime, shut_runtime: LocalRuntime, session: AgentSession, tmp_path: Path
+) -> None:
+    free, cli = replace(session, preset="autonomous"), ScriptedCLI(tmp_path / "script")
+    with pytest.raises(AgentUnavailable, match=r"'engineer' has the preset 'autonomous'.*take 'permissive'"):
+        launch(runtime, cli, free, sys.executable)
+    assert launch(shut_runtime, cli, free, sys.executable).cwd == session.tree
+    assert launch(runtime, cli, session, sys.executable).cwd == session.tree
 
 
 def test_a_session_is_told_the_names_inside(shut_runtime: LocalRuntime, tmp_path: Path) -> None:

@@ -41,6 +41,11 @@ def programs() -> dict[str, Path]:
     return {name: install(name, cache()) for pair in ADAPTERS.items() for name in pair}
 
 
+def sandboxed() -> bool:
+    """Whether the agents run in a sandbox: always in CI, elsewhere where there is one."""
+    return bool(shutil.which("bwrap") or os.environ.get("PARALLAX_REQUIRE_SANDBOX"))
+
+
 async def run_parallax(place: Path, env: dict[str, str], *args: str) -> tuple[int, str, str]:
     """Run the command; returns exit code, standard output, standard error."""
     process = await asyncio.create_subprocess_exec(
@@ -66,6 +71,7 @@ async def run_agent(
         env = {
             "PATH": f"{tools}:{node}:/usr/bin:/bin", "HOME": str(place / "user"), "LANG": "C.UTF-8",
             "PARALLAX_DATA_DIR": str(place / "data"),
+            "PARALLAX_SANDBOX": "require" if sandboxed() else "off",
             "ANTHROPIC_API_KEY": "sk-ant-the-servers-own-key-1", "ANTHROPIC_BASE_URL": f"{model.url}/{scenario}",
             "OPENAI_API_KEY": "sk-the-servers-own-key-22222", "OPENAI_BASE_URL": f"{model.url}/{scenario}/v1",
         }  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 from parallax.agents.clients.wire import Tail
-from parallax.errors import LoginNeeded
+from parallax.errors import AgentUnavailable, LoginNeeded
 from parallax.models import LaunchSpec, Task
 from parallax.ports import AgentCLI, AgentProcess, AgentRuntime, AgentSession, Vitals
 from parallax.redaction import Secret
@@ -75,8 +75,16 @@ def inside(runtime: AgentRuntime, cli: AgentCLI, session: AgentSession) -> Agent
 
 
 def launch(runtime: AgentRuntime, cli: AgentCLI, session: AgentSession, program: str) -> LaunchSpec:
-    """How to start the CLI. It speaks of its places by the names inside; the runtime mounts what they are here."""
+    """How to start the CLI. It speaks of its places by the names inside; the runtime mounts what they are here.
+
+    Raises AgentUnavailable for an agent that may do everything where nothing holds it.
+    """
     known = inside(runtime, cli, session)
+    if session.preset == "autonomous" and not known.shut_in:
+        raise AgentUnavailable(
+            f"The role '{session.role}' has the preset 'autonomous', which is for agents in a sandbox only, "
+            "and there is none here (`parallax doctor` says why): take 'permissive'"
+        )
     spec = cli.launch(known, program)
     network = _network(cli, session) or spec.network
     env, secrets = _way_out(known) if network == "gateway" else ({}, {})
