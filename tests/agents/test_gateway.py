@@ -29,6 +29,7 @@ from gateway_helpers import (
 
 from parallax.agents.gateway.providers import Account
 from parallax.agents.gateway.service import Gateway
+from parallax.errors import StorageError
 from parallax.events import Event
 from parallax.models import Usage
 from parallax.redaction import Secret
@@ -157,6 +158,23 @@ async def test_beyond_the_budget_each_dialect_is_refused_in_its_own_shape(
             assert "the budget of $1.00 is used up" in body["error"]["message"]
     assert upstream.seen == []
     assert agent.traffic.last_error == "the budget of $1.00 is used up"
+
+
+async def test_what_cannot_be_booked_is_not_sent_and_what_cannot_be_settled_is_not_lost(
+    agent: Agent, upstream: Upstream, meter: Remembering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: Any, **__: Any) -> str:
+        raise StorageError("the disk is full")
+
+    await agent.open()
+    monkeypatch.setattr(meter, "settle", fails)
+    async with agent.ask() as reply:
+        assert (reply.status, (await reply.json())["type"]) == (200, "message")  # the answer was paid for
+    monkeypatch.setattr(meter, "reserve", fails)
+    async with agent.ask() as reply:
+        assert reply.status == 503
+        assert "cannot be booked: the disk is full" in (await reply.json())["error"]["message"]
+    assert len(upstream.seen) == 1
 
 
 async def test_a_login_of_the_agents_own_passes_through(upstream: Upstream, meter: Remembering) -> None:

@@ -24,8 +24,8 @@ from parallax.agents.gateway.prices import Prices
 from parallax.agents.gateway.providers import Provider, Route, target
 from parallax.agents.gateway.reading import Bounds, Reader, Unreadable, body_of, bounds_of, document_of
 from parallax.agents.gateway.recording import Recorder, Recording, Replayed
-from parallax.agents.gateway.session import Session
-from parallax.errors import BudgetExhausted
+from parallax.agents.gateway.session import Session, log
+from parallax.errors import BudgetExhausted, ParallaxError
 from parallax.models import Usage
 from parallax.ports import Meter, ModelCall
 from parallax.tasks import to_its_end
@@ -155,6 +155,8 @@ class Passing:
             call.id = await self._meter.reserve(wanted)
         except BudgetExhausted as error:
             raise Refused(Refusal(400, "budget", str(error))) from None
+        except ParallaxError as error:  # the books cannot be written: nothing is spent that they would not know of
+            raise Refused(Refusal(503, "unreachable", f"The call cannot be booked: {error}")) from None
 
     async def _through(self, call: Call) -> web.StreamResponse:
         """To an account that is open, and on to another one when it turns out not to be."""
@@ -302,7 +304,10 @@ class Passing:
         priced = self._prices.priced(call.provider.name, call.bounds.asked.model, call.used)
         if call.used.priced != "table":
             priced = replace(priced, priced="estimated")
-        await self._meter.settle(call.id, priced, account=call.account, status=call.status)
+        try:
+            await self._meter.settle(call.id, priced, account=call.account, status=call.status)
+        except ParallaxError as error:  # on disk it stays at its most, so that nothing is forgotten
+            log.warning("a call could not be settled", call=call.id, cause=str(error))
 
 
 async def _whole(request: web.BaseRequest) -> bytes:
