@@ -79,7 +79,7 @@ def _agent_line(agent: Any) -> list[Any]:
         return [mark, (f"{agent.type:<10}", "bold"), (str(agent.problem), "dim")]
     adapter = f" through {Path(agent.adapter).name}" if agent.adapter else ""
     version = f" {agent.version}" if agent.version else ""
-    account = str(agent.problem) if agent.problem else f"account: {agent.how}"
+    account = agent.problem or (f"account: {agent.how}" if agent.account else agent.how)
     return [mark, (f"{agent.type:<10}", "bold"), f"found{version}{adapter}; {account}"]
 
 

@@ -147,6 +147,27 @@ def test_doctor_says_what_is_there_and_what_is_not(desk: World) -> None:
     assert {finding["part"] for finding in document["machine"]} >= {"python", "git", "data"}
 
 
+def test_doctor_says_which_account_an_agent_has_and_how(desk: World) -> None:
+    tools = desk.place / "tools"
+    for name in ("claude", "codex", "aider"):
+        (tools / name).parent.mkdir(exist_ok=True)
+        (tools / name).write_text("#!/bin/sh\n")
+        (tools / name).chmod(0o755)
+    login = desk.place / "me" / ".codex" / "auth.json"
+    login.parent.mkdir(parents=True)
+    login.write_text("{}")
+    local = '[{"id": "critic", "endpoint": "http://127.0.0.1:9000"}]'
+    env = {"PATH": f"{tools}:/usr/bin:/bin", "HOME": str(desk.place / "me"), "PARALLAX_SANDBOX": "off"}
+    done = desk.inside("doctor", ANTHROPIC_API_KEY="sk-ant-not-shown", PARALLAX_LOCAL_AGENTS=local, **env)
+    lines = {line.split()[1]: " ".join(line.split()) for line in done.out.splitlines() if line.startswith(("✓", "·"))}
+    assert "account: ANTHROPIC_API_KEY in the environment; the gateway adds it" in lines["claude"]
+    assert f"account: {login}, copied into the agent's private home" in lines["codex"]
+    assert "account: ANTHROPIC_API_KEY" in lines["aider"]
+    assert lines["critic"] == "✓ critic found; registered at http://127.0.0.1:9000"
+    assert "npm install -g @google/gemini-cli" in lines["gemini"]
+    assert "sk-ant-not-shown" not in done.out
+
+
 def test_doctor_without_git_ends_with_1(desk: World) -> None:
     done = desk.inside("doctor", PATH="/nowhere")
     assert done.code == 1

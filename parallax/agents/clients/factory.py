@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from parallax.agents.clients.common import GRACE_S
 from parallax.agents.clients.headless import HeadlessClient
 from parallax.agents.clients.http import HttpClient
@@ -17,9 +15,11 @@ def make_client(
     """A client that is not open yet."""
     if isinstance(found, Registered):
         return HttpClient(endpoint=found.endpoint, session=session, private=True)
-    named: dict[str, Any] = {"runtime": runtime, "session": session, "program": found.program, "version": found.version}
+    program, version = found.program, found.version
     if isinstance(found.cli, HeadlessCLI):
-        return HeadlessClient(cli=found.cli, grace_s=grace_s, **named)
+        return HeadlessClient(
+            runtime=runtime, cli=found.cli, session=session, program=program, version=version, grace_s=grace_s
+        )
     from parallax.agents.clients.acp import AcpClient
 
-    return AcpClient(cli=found.cli, grace_s=grace_s, **named)
+    return AcpClient(runtime=runtime, cli=found.cli, session=session, program=program, version=version, grace_s=grace_s)

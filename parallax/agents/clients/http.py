@@ -15,6 +15,7 @@ import math
 import socket
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any, Final
 
 import aiohttp
@@ -119,8 +120,7 @@ class HttpClient:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
             self._asking = None
-        wall_s = round(time.monotonic() - started, 3)
-        yield self._result(task, result.value, result.message, result.reported, result.stop, wall_s)
+        yield replace(result, usage=Usage(turns=1, wall_s=round(time.monotonic() - started, 3)))
 
     async def _ask(
         self, http: aiohttp.ClientSession, task: Task, shown: asyncio.Queue[Progress | TaskResult | AgentError | None]
@@ -222,9 +222,7 @@ class HttpClient:
         message = "\n\n".join(said)[-MESSAGE_LIMIT:]
         return self._result(task, value, message, None if confidence is None else float(confidence), "end_turn")
 
-    def _result(
-        self, task: Task, value: Any, message: str, reported: float | None, stop: str, wall_s: float = 0.0
-    ) -> TaskResult:
+    def _result(self, task: Task, value: Any, message: str, reported: float | None, stop: str) -> TaskResult:
         return TaskResult(
             task_id=task.id,
             attempt=task.attempt,
@@ -233,7 +231,6 @@ class HttpClient:
             message=message,
             stop=stop,
             reported=reported,
-            usage=Usage(turns=1, wall_s=wall_s),
         )
 
     # --- the rest of a client -----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ PRESETS: Final[Mapping[str, tuple[str, ...]]] = {
     "autonomous": ("--allow-all",),
 }
 # The door's provider -> the model where nobody named one.
-PROVIDERS: Final[Mapping[str, str]] = {"anthropic": "claude-sonnet-4-5", "openai": "gpt-5-codex"}
+PROVIDERS: Final[Mapping[str, str]] = {"anthropic": "claude-sonnet-4-5", "openai": "gpt-5"}
 
 
 class Copilot(Dialect):
@@ -41,11 +41,13 @@ class Copilot(Dialect):
         env = {"COPILOT_HOME": str(session.home / CONFIG_DIR), "COPILOT_AUTO_UPDATE": "false"}
         end = model_end(session, *PROVIDERS)
         if end is not None:
+            model = session.model or PROVIDERS[end.provider]
             env |= {
                 "COPILOT_OFFLINE": "true",
                 "COPILOT_PROVIDER_BASE_URL": end.url,
                 "COPILOT_PROVIDER_TYPE": end.provider,
-                "COPILOT_MODEL": session.model or PROVIDERS[end.provider],
+                "COPILOT_PROVIDER_WIRE_API": "responses" if "gpt-5" in model else "completions",
+                "COPILOT_MODEL": model,
             }
         elif session.model:
             env["COPILOT_MODEL"] = session.model

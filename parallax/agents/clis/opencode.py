@@ -27,7 +27,7 @@ PRESETS: Final[Mapping[str, tuple[str, str, str]]] = {
 # The door's provider -> the package that speaks its dialect, and the model where nobody named one.
 PROVIDERS: Final[Mapping[str, tuple[str, str]]] = {
     "anthropic": ("@ai-sdk/anthropic", "claude-sonnet-4-5"),
-    "openai": ("@ai-sdk/openai-compatible", "gpt-5-codex"),
+    "openai": ("@ai-sdk/openai-compatible", "gpt-5"),
     "gemini": ("@ai-sdk/google", "gemini-2.5-pro"),
 }
 BELOW: Final = {"anthropic": "/v1", "openai": "", "gemini": "/v1beta"}  # what these packages want in the base URL
