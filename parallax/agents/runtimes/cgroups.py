@@ -14,6 +14,7 @@ from typing import Final
 
 _ROOT: Final = Path("/sys/fs/cgroup")
 _LEAVE_S: Final = 1.0
+_OLD_S: Final = 600.0
 
 
 class ProcessGroups:
@@ -46,10 +47,13 @@ class ProcessGroups:
         return group
 
     def sweep(self) -> None:
-        """Remove the groups that a killed server left, once their processes have ended."""
-        if self._above is not None:
-            for group in self._above.glob(f"{self._owner}.*"):
-                if not (group / "cgroup.procs").read_text():
+        """Remove the groups that killed servers left, of other owners only those that have long been empty."""
+        if self._above is None:
+            return
+        for group in self._above.glob("parallax-*"):
+            with contextlib.suppress(OSError):  # another server removes it
+                young = time.time() - group.stat().st_mtime < _OLD_S
+                if not (group / "cgroup.procs").read_text() and (group.name.startswith(f"{self._owner}.") or not young):
                     leave(group)
 
 
