@@ -39,7 +39,7 @@ EVENT_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "agent.chosen": ("role", "type", "reason"),
     "agent.starting": ("role", "type", "sandbox"),
     "agent.authenticating": (),
-    "agent.ready": ("role", "type", "pid"),
+    "agent.ready": ("role", "type", "pid", "version"),
     "agent.busy": ("task",),
     "agent.asking": ("text", "kind"),
     "agent.parked": ("until", "cause"),

@@ -214,8 +214,6 @@ class Turn:
                 data: Mapping[str, Any] = progress.data or {}
                 name = self._redact(progress.text)
                 await self._life.say("agent.tool", key, name=name, status=str(data.get("status", "")))
-            case "usage":
-                await self._life.say("agent.usage", key, usage=progress.data)
 
     async def _flush_output(self) -> None:
         """Output goes out in batches, so that a flood is a few events."""
