@@ -48,9 +48,11 @@ fuzz: install ## Many generated programs through Prism
 stalls: install ## 200 agents that stop getting anywhere and 50 slow ones, into docs/agents.md (20 minutes)
 	PARALLAX_STALLS=200 PARALLAX_STALL_LIMITS=3,30 $(BIN)/pytest -s tests/agents/test_stall_plays.py
 
-bench: install ## What pure Prism costs beside plain Python, and what the gateway adds to a call
+bench: install ## What Prism, the gateway and the journal cost beside their limits
 	$(BIN)/python bench/prism.py
 	$(BIN)/python bench/gateway.py
+	$(BIN)/python bench/journal.py
+	$(BIN)/python bench/fanout.py
 
 budgets: install ## Twenty agents with random budgets at the gateway, against a provider that keeps its own books
 	PARALLAX_BUDGET_CALLS=300 $(BIN)/pytest -q -s tests/execution/test_budgets_at_the_gateway.py --timeout 1800

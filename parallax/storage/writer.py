@@ -147,26 +147,41 @@ class Writer:
         return None
 
     def _transaction(self, connection: sqlite3.Connection, group: Group) -> list[tuple[Any, BaseException | None]]:
-        """All batches in one commit; raises sqlite3.Error when the commit as a whole failed."""
-        outcomes: list[tuple[Any, BaseException | None]] = []
+        """All batches in one commit; raises sqlite3.Error when the commit as a whole failed.
+
+        They are run plainly first. When one is refused, all are rolled back and run again, each in a savepoint, so that
+        its neighbours commit.
+        """
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for batch, _ in group:
-                connection.execute("SAVEPOINT batch")
-                try:
-                    outcomes.append((batch(connection), None))
-                except Exception as error:
-                    if isinstance(error, sqlite3.Error) and is_full(error):
-                        raise
-                    connection.execute("ROLLBACK TO batch")
-                    outcomes.append((None, error))
-                connection.execute("RELEASE batch")
+            try:
+                outcomes: list[tuple[Any, BaseException | None]] = [(batch(connection), None) for batch, _ in group]
+            except Exception as error:
+                if isinstance(error, sqlite3.Error) and is_full(error):
+                    raise
+                connection.execute("ROLLBACK")
+                connection.execute("BEGIN IMMEDIATE")
+                outcomes = self._one_by_one(connection, group)
             connection.execute("COMMIT")
         except sqlite3.Error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
         self.commits += 1
+        return outcomes
+
+    def _one_by_one(self, connection: sqlite3.Connection, group: Group) -> list[tuple[Any, BaseException | None]]:
+        outcomes: list[tuple[Any, BaseException | None]] = []
+        for batch, _ in group:
+            connection.execute("SAVEPOINT batch")
+            try:
+                outcomes.append((batch(connection), None))
+            except Exception as error:
+                if isinstance(error, sqlite3.Error) and is_full(error):
+                    raise
+                connection.execute("ROLLBACK TO batch")
+                outcomes.append((None, error))
+            connection.execute("RELEASE batch")
         return outcomes
 
     def _log_size(self) -> int:
