@@ -165,6 +165,7 @@ class Turn:
 
     def _go_on(self, question: Question) -> None:
         self._open.remove(question)
+        self._watch.answered()
         if not self._open and not self._over:
             self._limit.reschedule(asyncio.get_running_loop().time() + self._left_s)
 

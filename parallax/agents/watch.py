@@ -30,8 +30,13 @@ class Watch:
         self._fill: float | None = None
         self._answered = 0  # calls to the model that were over when we last looked
         self._refused = 0
+        self._since = time.monotonic()
         if (door := traffic()) is not None:
             self._answered = door.requests - door.in_flight
+
+    def answered(self) -> None:
+        """Somebody has answered the agent: the time that it waited for us is not its silence."""
+        self._since = time.monotonic()
 
     def saw(self, progress: Progress) -> None:
         """The agent has shown something: its tools and its context are kept in mind."""
@@ -52,7 +57,8 @@ class Watch:
         used = door is not None and door.requests > 0
         traffic_s = now - door.last_byte_at if door is not None and used else None
         ended = result is not None or error is not None
-        quiet_s = vitals.output_s if traffic_s is None else min(vitals.output_s, traffic_s)
+        output_s = min(vitals.output_s, now - self._since)
+        quiet_s = output_s if traffic_s is None else min(output_s, traffic_s)
         if question is None and not ended and quiet_s > self._limit_s / 3:
             self._work.look(now, self._client)
         if door is not None:
@@ -61,7 +67,7 @@ class Watch:
         fill = door.context_fill if door is not None and door.context_fill is not None else self._fill
         return Signals(
             limit_s=self._limit_s,
-            output_s=vitals.output_s,
+            output_s=output_s,
             cpu_s=self._work.idle_s(now),
             traffic_s=traffic_s,
             in_flight=0 if door is None else door.in_flight,
