@@ -147,7 +147,7 @@ class Parallax:
         await self.credentials.start()
         stack.push_async_callback(self.credentials.close)
         self.workspaces = WorkspaceService(
-            settings.workspaces, Git(), self.runtime, self._tell_workspace, self.credentials
+            settings.workspaces, Git(), self.runtime, self._tell_workspace, self.credentials, self.store
         )
         residence = stack.enter_context(living_in(settings.workspaces))
         if residence.alone:

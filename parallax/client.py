@@ -188,6 +188,20 @@ class Client:
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 
+    async def workspaces(self, execution: str | None = None) -> list[dict[str, Any]]:
+        """Every workspace, with its state."""
+        params = {} if execution is None else {"execution": execution}
+        found: list[dict[str, Any]] = (await self._json("GET", "/api/workspaces", params=params))["workspaces"]
+        return found
+
+    async def workspace_diff(self, workspace_id: str, *, stat: bool = False) -> str:
+        """What lies in a workspace against its base."""
+        return (await self._call("GET", f"/api/workspaces/{_quoted(workspace_id)}/diff", params={"stat": stat})).text
+
+    async def clean_workspace(self, workspace_id: str) -> None:
+        """Delete a workspace."""
+        await self._call("DELETE", f"/api/workspaces/{_quoted(workspace_id)}")
+
     async def questions(self, execution: str | None = None) -> list[dict[str, Any]]:
         """Questions that wait for a person."""
         params = {} if execution is None else {"execution": execution}

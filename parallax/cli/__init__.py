@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from parallax.cli import demo, history, land, look, patterns, prism_, run, serve, setup, spent, talk
+from parallax.cli import demo, history, land, look, patterns, prism_, run, serve, setup, spent, talk, workspace
 
 app = typer.Typer(
     name="parallax",
@@ -26,6 +26,7 @@ app = typer.Typer(
 for module in (demo, run, look, land, history, spent, talk, patterns, setup, serve):
     module.register(app)
 app.add_typer(prism_.app, name="prism")
+app.add_typer(workspace.app, name="workspace")
 
 
 def main() -> None:

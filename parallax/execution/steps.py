@@ -38,6 +38,7 @@ from parallax.execution.verification import (
     first_line,
     judge,
     oracles_of,
+    protected_evidence,
     reason,
     red_before,
     schema_evidence,
@@ -59,6 +60,7 @@ from parallax.models import (
     hash12,
 )
 from parallax.prism import Outcome
+from parallax.workspaces.profile import matching
 from parallax.workspaces.service import slug
 
 DELEGATE: Final = "/delegate["
@@ -449,6 +451,7 @@ class StepRunner:
         course, found = self._course, list[Evidence]()
         work.reviewed = None
         found += claims_evidence(work.result, work.unresolved)
+        found += protected_evidence(await self._protected(work))
         if (schema := work.options.get("schema")) is not None:
             found.append(schema_evidence(work.result.value if work.result else None, schema))
         if work.oracles and all(entry.passed for entry in found):
@@ -460,6 +463,14 @@ class StepRunner:
         work.checked = tuple(found)
         if found:
             await self._turns.tell_evidence(work.key, work.by, found)
+
+    async def _protected(self, work: Work) -> list[str]:
+        """The protected paths that the work changes against the commit it began at."""
+        course = self._course
+        if course.repo is None or not course.profile.protected or work.commit is None or work.start is None:
+            return []
+        changed = await course.workspaces.changed(course.repo.mirror, work.start, work.commit)
+        return matching(changed, course.profile.protected)
 
     async def _checked(self, work: Work) -> list[Evidence]:
         """The checks on the work; where one is red, whether it was red before the work, too."""

@@ -171,7 +171,7 @@ def red_before(now: Evidence, then: Evidence) -> Evidence:
     if int(counts[2]) > int(base[2]) or more <= 0:
         return now
     detail = f"{now.detail}; {base[2]} failed before the work as well, {more} more pass now"
-    return replace(now, passed=True, score=RED_BEFORE, detail=detail)
+    return replace(now, passed=True, score=RED_BEFORE, detail=detail, verdict="red-before")
 
 
 def could_not_run(oracle: str, why: str) -> Evidence:
@@ -189,6 +189,14 @@ def claims_evidence(result: TaskResult | None, unresolved: Sequence[str]) -> lis
         detail = f"conflict markers are left in {', '.join(unresolved[:5])}"
         found.append(Evidence(oracle="merge", passed=False, score=0.0, detail=detail))
     return found
+
+
+def protected_evidence(touched: Sequence[str]) -> list[Evidence]:
+    """Work that changes what the repository's owner protects goes back, whatever its checks say."""
+    if not touched:
+        return []
+    detail = f"it changes protected paths: {', '.join(touched[:5])}; leave them as they were"
+    return [Evidence(oracle="protected", passed=False, score=0.0, detail=detail)]
 
 
 def check_schema(schema: Json) -> None:

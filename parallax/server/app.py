@@ -10,7 +10,17 @@ from parallax._version import __version__
 from parallax.app import Parallax
 from parallax.server import problems
 from parallax.server.auth import LOOPBACK_HOSTS, Gate
-from parallax.server.routes import agents, backup, executions, patterns, questions, system, usage
+from parallax.server.routes import (
+    agents,
+    backup,
+    credentials,
+    executions,
+    patterns,
+    questions,
+    system,
+    usage,
+    workspaces,
+)
 
 
 def create_app(parallax: Parallax) -> FastAPI:
@@ -25,7 +35,7 @@ def create_app(parallax: Parallax) -> FastAPI:
     )
     app.state.parallax = parallax
     problems.install(app)
-    for module in (system, backup, executions, usage, patterns, questions, agents):
+    for module in (system, backup, executions, usage, patterns, questions, agents, workspaces, credentials):
         app.include_router(module.router)
     host = parallax.settings.host
     named = urllib.parse.urlsplit(parallax.settings.api_url or "").hostname  # how people reach it from elsewhere

@@ -152,7 +152,7 @@ class Store:
         """The rows of a table whose columns have these values: for tables that one room keeps for itself."""
         table = t.metadata.tables[table_name]
         found = await self._rows(select(table).where(*(table.c[name] == value for name, value in equal.items())))
-        return [dict(row) for row in found]
+        return [{str(name): value for name, value in row.items()} for row in found]
 
     async def execution(self, execution_id: str) -> Execution:
         """One execution; raises NotFoundError."""

@@ -224,8 +224,6 @@ workspaces = Table(
     Column("base", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("cause", Text),
-    Column("size_b", BigInteger),
-    Column("port", Integer),
     Column("created_at", Float, nullable=False),
     Column("changed_at", Float, nullable=False),
     Index("workspaces_execution", "execution"),

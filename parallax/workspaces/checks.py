@@ -37,6 +37,7 @@ _Read: TypeAlias = Callable[[int], Awaitable[bytes]]
 CHECK_TIMEOUT_S: Final = 120.0
 SETUP_TIMEOUT_S: Final = 1800.0
 LOG_B: Final = 8 * 1024
+FLAKY_SCORE: Final = 0.7  # good enough to go on to the merge, not to be believed by itself
 _TAIL_B: Final = 64 * 1024
 _GRACE_S: Final = 2.0
 _KEPT: Final = 1000
@@ -131,6 +132,12 @@ class CheckRunner:
             return Evidence(oracle=name, passed=None, score=None, detail=detail, log=failed.log), False
         ran = await self._execute(repo, path, check.run, profile, "none", timeout_s)
         evidence = _judge(name, check, ran, timeout_s)
+        if evidence.passed is False and ran.code is not None:
+            again = _judge(
+                name, check, await self._execute(repo, path, check.run, profile, "none", timeout_s), timeout_s
+            )
+            if again.passed:
+                evidence = _flaky(evidence, again, allowed=name in profile.flaky)
         return evidence, evidence.passed is not None and ran.code is not None
 
     async def _set_up(self, repo: Repository, path: Path, profile: Profile) -> list[Evidence]:
@@ -267,6 +274,15 @@ def _judge(name: str, check: Check, ran: _Ran, timeout_s: float) -> Evidence:
         tests_failed=counts[1] if counts else None,
         verdict={True: "pass", False: "fail", None: None}[passed],
     )
+
+
+def _flaky(first: Evidence, again: Evidence, *, allowed: bool) -> Evidence:
+    """Red, then green, on the same files: it says nothing for sure. A pass only of a check that is known to be so."""
+    detail = f"flaky: {first.detail}, then {again.detail} on the same files"
+    if not allowed:
+        detail += " (name it under `flaky` in .parallax.yaml if that is known)"
+    score = FLAKY_SCORE if allowed else 0.0
+    return replace(again, passed=allowed, score=score, detail=detail, log=first.log, verdict="flaky")
 
 
 def _shown(command: Command) -> str:

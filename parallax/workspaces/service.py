@@ -11,17 +11,20 @@ import hashlib
 import re
 import secrets
 import shutil
+import time
 from asyncio import to_thread
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from parallax.errors import GitError, NotFoundError, UsageError
+from parallax.errors import GitError, NotFoundError, ParallaxError, UsageError
 from parallax.failpoints import fp
 from parallax.models import Json, Workspace, hash12
 from parallax.ports import AgentRuntime
+from parallax.storage.statements import Change, insert_row
+from parallax.storage.store import Store
 from parallax.workspaces import history, layout, trees
 from parallax.workspaces.credentials import CredentialService
 from parallax.workspaces.git import Git, Locks, check_branch, check_commit, text
@@ -86,12 +89,14 @@ class WorkspaceService:
         runtime: AgentRuntime | None = None,
         emit: Emit | None = None,
         credentials: CredentialService | None = None,
+        store: Store | None = None,
     ) -> None:
         self.root = root
         self.git = git
         self.runtime = runtime
         self.locks = Locks()
         self._emit = emit
+        self._store = store
         self.remotes = Remotes(git, credentials)
         self._mirrors = Mirrors(root, git, self.locks, self.remotes)
         self._landing = Landing(git, self._mirrors, self.locks)
@@ -138,12 +143,20 @@ class WorkspaceService:
             if found := await self._load(execution_id, role, number):
                 return found
             await self._tell(execution_id, "workspace.provisioning", {"role": role, "number": number})
+            row = _row(execution_id, role, number, kind, repo, base)
+            await self._record(row, "provisioning")
             new = path.with_name(f".tmp-{secrets.token_hex(6)}")
             card = layout.Card(repo=repo.location, mirror=repo.mirror.name, base=base, kind=kind)
-            async with self._gone_if_failed(new):
-                await self._fill(new, card, role, repo)
-                await to_thread(layout.settle, new, path)
+            try:
+                async with self._gone_if_failed(new):
+                    await self._fill(new, card, role, repo)
+                    await to_thread(layout.settle, new, path)
+            except ParallaxError as error:
+                await self._record(row, "error", str(error))
+                await self._tell(execution_id, "workspace.error", {"workspace": row["id"], "cause": str(error)})
+                raise
             fp("clone.done_before_record")
+            await self._record(row, "ready")
             found = await self._load(execution_id, role, number)
         assert found is not None
         await self._tell(execution_id, "workspace.ready", {"workspace": found.id, "commit": base})
@@ -290,7 +303,31 @@ class WorkspaceService:
             if refs.strip():
                 lines = b"".join(b"delete %s\n" % ref for ref in refs.splitlines())
                 await self.git.run("update-ref", "--stdin", git_dir=mirror, input=lines)
+        for row in await self.known(execution=execution_id):
+            await self._record(row, "cleaned_up")
         await self._tell(execution_id, "workspace.cleaned_up", {})
+
+    async def known(self, **equal: str) -> list[dict[str, Any]]:
+        """Every workspace that was made, with its state, also after it is gone; those with these values."""
+        if self._store is None:
+            return []
+        return sorted(await self._store.rows("workspaces", **equal), key=lambda row: row["created_at"])
+
+    async def clean(self, workspace: Workspace) -> None:
+        """Delete one workspace. What was committed stays on its branch; what was not is gone."""
+        async with self.locks.hold(str(workspace.path)):
+            await to_thread(layout.discard, workspace.path, self.root / "trash")
+        for row in await self.known(id=workspace.id):
+            await self._record(row, "cleaned_up")
+
+    async def size_b(self, workspace: Workspace) -> int:
+        """Bytes on disk of its tree and git directory; what it shares with the mirror is not counted."""
+        return await to_thread(layout.size_b, workspace.path)
+
+    async def _record(self, row: dict[str, Any], state: str, cause: str | None = None) -> None:
+        if self._store is not None:
+            kept = row | {"state": state, "cause": cause, "changed_at": time.time()}
+            await self._store.commit(Change([insert_row("workspaces", kept, replace_row=True)]))
 
     async def sweep(self) -> int:
         """At start: delete what a former life of this server left half-made. Nobody else uses the root by then."""
@@ -302,10 +339,14 @@ class WorkspaceService:
         """The difference between two commits, as text."""
         return await history.diff(self.git, mirror, base, head, stat=stat)
 
+    async def changed(self, mirror: Path, base: str, head: str) -> list[str]:
+        """The paths that differ between two commits."""
+        return [text(path) for path in await history.changed_files(self.git, mirror, base, head)]
+
     async def changed_by(self, mirror: Path, commit: str) -> list[str]:
         """The paths that a commit changes against its first parent."""
         before = await self.git.run("rev-parse", "--verify", f"{check_commit(commit)}^1", git_dir=mirror)
-        return [text(path) for path in await history.changed_files(self.git, mirror, before, commit)]
+        return await self.changed(mirror, before, commit)
 
     async def diffstat(self, mirror: Path, base: str, head: str) -> history.DiffStat:
         """The size of that difference."""
@@ -562,6 +603,13 @@ class WorkspaceService:
     async def _tell(self, execution: str, kind: str, data: Json) -> None:
         if self._emit is not None:
             await self._emit(execution, kind, data)
+
+
+def _row(execution: str, role: str, number: int, kind: str, repo: Repository, base: str) -> dict[str, Any]:
+    return {
+        "id": f"{execution}.{role}.{number}", "execution": execution, "role": role, "number": number, "kind": kind,
+        "repo": repo.location, "base": base, "created_at": time.time(),
+    }  # fmt: skip
 
 
 def _prepare(path: Path, card: layout.Card, base: str, objects: Path) -> None:

@@ -206,3 +206,17 @@ async def test_try_out_runs_set_up_and_checks_on_head(checks, user):
 )
 def test_counts_of_known_runners_are_read(output, counts):
     assert counts_in(output) == counts
+
+
+async def test_red_and_then_green_is_flaky_and_a_pass_only_where_that_is_known(checks, repo):
+    command = "test -f ../home/seen || { touch ../home/seen; exit 1; }"
+    found = await checks.run(repo, repo.base_commit, "c", profile=load(f"checks: {{c: '{command}'}}"))
+    assert (found.passed, found.verdict, found.score) == (False, "flaky", 0.0)
+    assert "flaky: failed with exit code 1, then passed" in found.detail
+    known = await checks.run(
+        repo, repo.base_commit, "c", profile=load(f"flaky: [c]\nchecks: {{c: 'true && {command}'}}")
+    )
+    assert (known.passed, known.verdict) == (True, "flaky")
+    assert known.score == 0.7
+    plain = await checks.run(repo, repo.base_commit, "c", profile=load("checks: {c: 'echo 3; exit 3'}"))
+    assert (plain.verdict, plain.command, plain.exit_code) == ("fail", "echo 3; exit 3", 3)

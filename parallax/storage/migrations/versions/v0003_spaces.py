@@ -33,8 +33,6 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer, nullable=False),
         *(sa.Column(name, sa.Text, nullable=False) for name in ("kind", "repo", "base", "state")),
         sa.Column("cause", sa.Text),
-        sa.Column("size_b", sa.BigInteger),
-        sa.Column("port", sa.Integer),
         sa.Column("created_at", sa.Float, nullable=False),
         sa.Column("changed_at", sa.Float, nullable=False),
     )
