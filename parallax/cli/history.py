@@ -25,7 +25,7 @@ def replay(
     pattern: Annotated[str | None, typer.Option(help=_PATTERN)] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run the program against the journal, with no live call, and compare.
+    """Run the program anew against its journal, and compare.
 
     Ends with 0 when it takes the recorded course, with 1 and the first difference when it does not.
     """
@@ -67,7 +67,7 @@ def fork(
     detach: Annotated[bool, typer.Option("--detach", help="Leave it to the running server and return.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Start an execution that shares another's beginning, and follow it.
+    """Start an execution that shares another's beginning.
 
     What was finished before the step is shared and not paid again; the step and what comes after it are done anew.
     """

@@ -130,7 +130,7 @@ def agents(
     execution: Annotated[str | None, typer.Option("--execution", "-e", help="Only this one's.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the agents that have not ended: what each does, waits for, or is kept from."""
+    """List the agents that live: what each does or waits for."""
 
     async def work(client: Any) -> None:
         from parallax.cli.connection import resolve

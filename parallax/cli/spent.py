@@ -42,7 +42,7 @@ def spent(
     days: Annotated[int, typer.Option(min=1, help="Without an execution: the last so many days.")] = 30,
     as_json: JsonFlag = False,
 ) -> None:
-    """What was spent, by day and account; of one execution by step, agent and model.
+    """What was spent, by day, or by step and agent.
 
     Sums are at list prices for what the providers counted; `estimated` and `reported` say how much of them is not.
     """

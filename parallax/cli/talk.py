@@ -53,7 +53,7 @@ def cancel(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Cancel an execution, or one of its steps; finished branches stay."""
+    """Cancel an execution, or a step of it; branches stay."""
     from parallax.cli.run import interruptible
 
     if step is not None:
@@ -70,7 +70,7 @@ def cancel(
 
 
 def pause(execution: ExecutionArg = None, as_json: JsonFlag = False) -> None:
-    """Let nothing new begin in an execution, until `parallax resume`."""
+    """Let nothing new begin in an execution, until `resume`."""
 
     async def work(client: Any) -> None:
         from parallax.cli.connection import resolve
