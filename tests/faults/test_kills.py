@@ -169,8 +169,8 @@ def check_campaign(campaign: Campaign, wanted: int, kills: int, took: float) -> 
 
 @big
 def test_r5_killed_while_coming_back_and_a_poisonous_step_is_parked() -> None:
-    """Ten kills during recovery with the default allowance; then a step whose agent's start kills the server."""
-    executions, kills = size((6, 3), (20, 10), (20, 10))
+    """Kills during recovery with the default allowance (full tier: ten); then a step whose beginning kills the server."""
+    executions, kills = size((6, 3), (6, 3), (20, 10))
     chance = rng("R5")
     agents: dict[str, Any] = {
         "rules": [{"when": "poison", "do": [{"wait": 30}, {"answer": {"value": "x"}}]}, *QUICK["rules"]]
