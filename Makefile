@@ -50,6 +50,7 @@ stalls: install ## 200 agents that stop getting anywhere and 50 slow ones, into 
 
 bench: install ## What Prism, the gateway and the journal cost beside their limits
 	$(BIN)/python bench/prism.py
+	$(BIN)/python bench/workspaces.py
 	$(BIN)/python bench/gateway.py
 	$(BIN)/python bench/journal.py
 	$(BIN)/python bench/fanout.py
