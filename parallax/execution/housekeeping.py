@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from parallax.errors import NotFoundError, ParallaxError
+from parallax.errors import NotFoundError
 from parallax.models import EXECUTION_ID, ExecutionState
 from parallax.storage.space import Space
 from parallax.storage.store import Store
@@ -68,8 +68,8 @@ class Housekeeping:
                 if time.monotonic() >= due:
                     due = time.monotonic() + ROUND_S
                     await self.round()
-            except (ParallaxError, OSError) as error:
-                _log.warning("a round was cut short", cause=str(error))
+            except Exception as error:  # noqa: BLE001 - whatever it was, the ballast and the next round must come
+                _log.warning("a round was cut short", cause=f"{type(error).__name__}: {error}")
             await asyncio.sleep(min(BALLAST_S, max(0.0, due - time.monotonic())))
 
     async def round(self) -> None:
