@@ -100,6 +100,7 @@ def steps(count: int) -> str:
 
 WRITE = {"edit": {"path": "work.txt", "content": "half of it\n"}}
 CALL = {"model": {}}
+INSIST = {"model": {"retry": 0.2}}  # as CLIs do: a refused call is tried again
 
 
 async def test_a_run_that_its_budget_ends_is_partial_keeps_its_work_and_says_so(team: TeamFactory, place: Path) -> None:
@@ -148,7 +149,7 @@ async def test_two_usage_windows_of_a_night_lose_no_work(
 ) -> None:
     """An account is used up twice, for seconds instead of hours: agents are parked until the reset and go on."""
     monkeypatch.setattr(passing, "HELD_S", 0.2)
-    async with provided(Provider(3, 3)) as provider, team_of(team, provider, place, *[CALL] * 3) as t:
+    async with provided(Provider(3, 3)) as provider, team_of(team, provider, place, *[INSIST] * 3) as t:
         done = await t.run(steps(8))
         assert done.state == "succeeded", done.reason
         assert provider.windows == [], "both windows were used up"
@@ -168,7 +169,7 @@ async def test_without_auto_resume_a_person_says_when_it_goes_on(
     team: TeamFactory, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passing, "HELD_S", 0.2)
-    async with provided(Provider(1)) as provider, team_of(team, provider, place, CALL, CALL) as t:
+    async with provided(Provider(1)) as provider, team_of(team, provider, place, INSIST, INSIST) as t:
         execution = await t.start(ORG + 'assign("engineer", "x", {id: "w"});', auto_resume=False)
         waiting = await until(t, execution, "needs_attention")
         assert re.search(
