@@ -12,7 +12,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from parallax.errors import ParallaxError, RunStopped, StepFailed, StorageError, UsageError, leaf
@@ -169,9 +169,14 @@ class ExecutionHost:
 
     def _body(self, effect: Effect, outcome: Outcome) -> dict[str, Any]:
         """What every result says: what was asked where in the program, what came of it, where the result stands."""
-        body: dict[str, Any] = {
-            "word": effect.kind, "branch": [list(place) for place in effect.branch], "span": asdict(effect.span),
-            "outcome": asdict(outcome),
+        span = effect.span
+        body: dict[str, Any] = {  # by hand: `asdict` would copy every value deeply, for each effect
+            "word": effect.kind, "branch": [list(place) for place in effect.branch],
+            "span": {"path": span.path, "line": span.line, "column": span.column},
+            "outcome": {
+                "value": outcome.value, "confidence": outcome.confidence, "error": outcome.error,
+                "catchable": outcome.catchable,
+            },
         }  # fmt: skip
         if self._course.result_head is not None:
             body["result_head"] = self._course.result_head

@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -22,7 +23,7 @@ from parallax.failpoints import FailpointError, fp
 from parallax.telemetry import logger
 
 Batch: TypeAlias = Callable[[sqlite3.Connection], Any]
-Group: TypeAlias = list[tuple[Batch, Future[Any]]]
+Group: TypeAlias = list[tuple[Batch, asyncio.Future[Any]]]
 
 GROUP: Final = 100  # batches in one commit at most
 CHECKPOINT_PAGES: Final = 4096  # 16 MB of write-ahead log
@@ -47,7 +48,7 @@ class Writer:
         self._path = path
         self._relieve = relieve or _no_relief
         self._dirty = False
-        self._queue: queue.SimpleQueue[tuple[Batch, Future[Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Batch, asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="parallax-writer", daemon=True)
         self._opened: Future[None] = Future()
         self._closed = False
@@ -66,9 +67,8 @@ class Writer:
         """
         if self._closed:
             raise StorageError(f"{self._path} is closed; nothing of this change was kept")
-        done: Future[Any] = Future()
-        self._queue.put((batch, done))
-        waiter = asyncio.wrap_future(done)
+        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.put((batch, waiter))
         try:
             return await asyncio.shield(waiter)
         except asyncio.CancelledError:
@@ -137,14 +137,16 @@ class Writer:
             failure = kind(f"{self._path}: {error}; nothing of this change was kept")
             outcomes = [(None, failure) for _ in group]
         self._dirty = True
-        for (_, done), (value, failed) in zip(group, outcomes, strict=True):
-            if failed is None:
-                done.set_result(value)
-            else:
-                done.set_exception(failed)
+        self._wake(group, outcomes)
         if self.commits % 64 == 0 and self._log_size() > CHECKPOINT_PAGES * 4096:
             self._checkpoint(connection, "PASSIVE")
         return None
+
+    def _wake(self, group: Group, outcomes: list[tuple[Any, BaseException | None]]) -> None:
+        """All callers of a group in one call of their loop: waking it for each would cost more than the commit."""
+        waiters = [waiter for _, waiter in group]
+        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            waiters[0].get_loop().call_soon_threadsafe(_settle, waiters, outcomes)
 
     def _transaction(self, connection: sqlite3.Connection, group: Group) -> list[tuple[Any, BaseException | None]]:
         """All batches in one commit; raises sqlite3.Error when the commit as a whole failed.
@@ -197,6 +199,16 @@ class Writer:
             fp("checkpoint.mid")
         except (sqlite3.Error, FailpointError) as error:
             _log.warning("no checkpoint", cause=str(error))
+
+
+def _settle(waiters: list[asyncio.Future[Any]], outcomes: list[tuple[Any, BaseException | None]]) -> None:
+    for waiter, (value, failed) in zip(waiters, outcomes, strict=True):
+        if waiter.done():
+            continue
+        if failed is None:
+            waiter.set_result(value)
+        else:
+            waiter.set_exception(failed)
 
 
 def is_full(error: sqlite3.Error) -> bool:
