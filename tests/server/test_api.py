@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import pkgutil
 import socket
 import time
 from typing import Any
@@ -11,13 +13,13 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from parallax.server.routes import agents, executions, patterns, questions, system, usage
+from parallax.server import routes
 from tests.server.conftest import Server
 
 ROUTES = [
     (method, route.path)
-    for module in (system, executions, usage, patterns, questions, agents)
-    for route in module.router.routes
+    for module in pkgutil.iter_modules(routes.__path__)
+    for route in importlib.import_module(f"{routes.__name__}.{module.name}").router.routes
     if isinstance(route, APIRoute)
     for method in sorted(route.methods)
 ]
@@ -213,7 +215,10 @@ class TestCancelling:
         assert (await api.get("/api/agents")).json()["agents"] == []
         assert server.world.agents_alive() == []
         assert "has ended already" in problem(await api.post(f"{path}/cancel"), 409)["detail"]
-        assert "only what needs attention" in problem(await api.post(f"{path}/resume"), 409)["detail"]
+        assert (
+            "is cancelled; what is paused or needs attention"
+            in problem(await api.post(f"{path}/resume"), 409)["detail"]
+        )
 
 
 class TestPatterns:
