@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,13 +37,14 @@ Reset = Callable[[], Awaitable[None]]
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A place in a role for one agent, held by one step at a time."""
+    """A place in a role for one agent, held by one step at a time. `env` are variables of its workspace: its ports."""
 
     role: Role
     number: int
     agent_id: str
     type: str
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 class AgentProxy:
@@ -241,6 +242,7 @@ class AgentProxy:
             model=(self._execution.options or {}).get("model"),
             objects=self._objects,
             capabilities=slot.role.capabilities,
+            env=slot.env,
         )
         async with self._meter.turn(
             agent_id=slot.agent_id,

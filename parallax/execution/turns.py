@@ -78,9 +78,11 @@ class Turns:
         course = self._course
         if course.repo is None or slot.role.workspace == "none":
             return None
-        return await course.workspaces.create(
+        place = await course.workspaces.create(
             course.execution.id, slot.role.name, slot.number, course.repo, kind=kind, base_commit=await course.head()
         )
+        slot.env = await course.workspaces.ports.of(place.path, course.profile.ports)
+        return place
 
     async def moved(self, place: Workspace, commit: str) -> Workspace:
         await self._course.workspaces.move_to(place, commit)

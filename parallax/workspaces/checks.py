@@ -14,7 +14,7 @@ import re
 import time
 from asyncio import to_thread
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from parallax.workspaces import layout
 from parallax.workspaces import profile as profiles
 from parallax.workspaces.detection import detect
 from parallax.workspaces.git import Locks
+from parallax.workspaces.outputs import counts_in, failed_in, is_named, own_counts
 from parallax.workspaces.profile import Check, Command, Profile
 from parallax.workspaces.repository import Repository
 from parallax.workspaces.service import WorkspaceService
@@ -38,6 +39,7 @@ CHECK_TIMEOUT_S: Final = 120.0
 SETUP_TIMEOUT_S: Final = 1800.0
 LOG_B: Final = 8 * 1024
 FLAKY_SCORE: Final = 0.7  # good enough to go on to the merge, not to be believed by itself
+KNOWN_RED_SCORE: Final = 0.7  # so is a check that is known to be red as a whole
 _TAIL_B: Final = 64 * 1024
 _GRACE_S: Final = 2.0
 _KEPT: Final = 1000
@@ -95,6 +97,7 @@ class CheckRunner:
         environment = _environment(profile)
         tree = await self._service.git.run("rev-parse", f"{commit}^{{tree}}", git_dir=repo.mirror)
         key = json.dumps([tree, wanted.model_dump(mode="json"), environment, profile.setup, profile.copy_files])
+        key += json.dumps([profile.flaky, profile.known_red])
         async with self._locks.hold(key):
             if key in self._verdicts:
                 self._verdicts.move_to_end(key)
@@ -130,15 +133,20 @@ class CheckRunner:
         if failed := next((e for e in set_up if not e.passed), None):
             detail = f"could not run: {failed.oracle} failed ({failed.detail})"
             return Evidence(oracle=name, passed=None, score=None, detail=detail, log=failed.log), False
-        ran = await self._execute(repo, path, check.run, profile, "none", timeout_s)
-        evidence = _judge(name, check, ran, timeout_s)
+        evidence, ran = await self._judged(repo, path, name, check, profile, timeout_s)
         if evidence.passed is False and ran.code is not None:
-            again = _judge(
-                name, check, await self._execute(repo, path, check.run, profile, "none", timeout_s), timeout_s
-            )
+            again, _ = await self._judged(repo, path, name, check, profile, timeout_s)
             if again.passed:
                 evidence = _flaky(evidence, again, allowed=name in profile.flaky)
         return evidence, evidence.passed is not None and ran.code is not None
+
+    async def _judged(
+        self, repo: Repository, path: Path, name: str, check: Check, profile: Profile, timeout_s: float
+    ) -> tuple[Evidence, _Ran]:
+        """One run of a check. It has ports of its own: an agent's server may still listen on the workspace's."""
+        async with self._service.ports.lent(profile.ports) as ports:
+            ran = await self._execute(repo, path, check.run, profile, "none", timeout_s, env=ports)
+        return _known_red(_judge(name, check, ran, timeout_s), ran, profile.known_red), ran
 
     async def _set_up(self, repo: Repository, path: Path, profile: Profile) -> list[Evidence]:
         """Copy the listed files and run the set-up commands, once per checkout; the record lies beside the tree."""
@@ -177,13 +185,13 @@ class CheckRunner:
 
     async def _execute(
         self, repo: Repository, path: Path, command: Command, profile: Profile, network: str, timeout_s: float,
-        door: ModelDoor | None = None,
+        door: ModelDoor | None = None, env: Mapping[str, str] | None = None,
     ) -> _Ran:  # fmt: skip
         home = path.parent / "home"
         spec = LaunchSpec(
             argv=("sh", "-c", command) if isinstance(command, str) else command,
             cwd=path,
-            env={**_environment(profile), "HOME": str(home)},
+            env={**_environment(profile), **(env or {}), "HOME": str(home)},
             secrets={} if door is None else {"HTTPS_PROXY": door.proxy, "https_proxy": door.proxy},
             gateway=None if door is None else door.socket,
             home=home,
@@ -243,8 +251,12 @@ def _environment(profile: Profile) -> dict[str, str]:
     return dict(profile.env) | base
 
 
+def _plain(output: bytes) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode("utf-8", "replace"))
+
+
 def _judge(name: str, check: Check, ran: _Ran, timeout_s: float) -> Evidence:
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", ran.output.decode("utf-8", "replace"))
+    text = _plain(ran.output)
     log = text.encode()[-LOG_B:].decode("utf-8", "ignore") or None
     shell = isinstance(check.run, str)
     passed: bool | None = ran.code == 0
@@ -256,7 +268,7 @@ def _judge(name: str, check: Check, ran: _Ran, timeout_s: float) -> Evidence:
     elif ran.code is None:
         detail = f"timed out after {timeout_s:g} s"
     else:
-        own = _own_counts(check.score_pattern, text)
+        own = own_counts(check.score_pattern, text)
         if own and sum(own):
             score = own[0] / sum(own)
         counts = own or counts_in(text)
@@ -274,6 +286,24 @@ def _judge(name: str, check: Check, ran: _Ran, timeout_s: float) -> Evidence:
         tests_failed=counts[1] if counts else None,
         verdict={True: "pass", False: "fail", None: None}[passed],
     )
+
+
+def _known_red(found: Evidence, ran: _Ran, known: Sequence[str]) -> Evidence:
+    """A red check of which the owner says that it is red, or whose failed tests are all said to be, blames nobody.
+
+    Every failed test must be named in the output: what cannot be told apart from a new failure counts as one.
+    """
+    if found.passed is not False or ran.code is None or not known:
+        return found
+    if found.oracle in known:
+        detail = f"{found.detail}; known to be red (known_red)"
+        return replace(found, passed=True, score=KNOWN_RED_SCORE, detail=detail, verdict="red-before")
+    failed = failed_in(_plain(ran.output))
+    told = len(failed) == found.tests_failed and bool(found.tests_passed)
+    if not told or not all(is_named(test, known) for test in failed):
+        return found
+    detail = f"{found.detail}; what failed is known to be red: {', '.join(sorted(failed)[:5])}"
+    return replace(found, passed=True, score=1.0, detail=detail, verdict="red-before")
 
 
 def _flaky(first: Evidence, again: Evidence, *, allowed: bool) -> Evidence:
@@ -295,77 +325,3 @@ def _words(counts: tuple[int, int] | None, code: int) -> str:
     passed, failed = counts
     words = f"{passed} passed, {failed} failed" if failed else f"{passed} passed"
     return words if (code == 0) == (failed == 0) else f"{words}, exit code {code}"
-
-
-def _own_counts(pattern: str | None, text: str) -> tuple[int, int] | None:
-    """What the profile's own pattern finds, in the last line that matches. Long lines are no summary."""
-    if pattern is None:
-        return None
-    expression = re.compile(pattern)
-    for line in reversed(text.splitlines()):
-        if len(line) < 1000 and (match := expression.search(line)):
-            numbers = [match["passed"] or "0", match["failed"] or "0"]
-            if all(number.isdigit() for number in numbers):
-                return int(numbers[0]), int(numbers[1])
-    return None
-
-
-def counts_in(text: str) -> tuple[int, int] | None:
-    """How many tests passed and failed, where the output is that of a runner we know."""
-    lines = [line.strip() for line in text.splitlines() if len(line) < 1000]
-    for read in (_pytest, _unittest, _jest, _cargo, _tap, _go):
-        if counts := read(lines):
-            return counts
-    return None
-
-
-def _number(pattern: str, line: str) -> int:
-    return sum(int(found) for found in re.findall(pattern, line))
-
-
-def _pytest(lines: list[str]) -> tuple[int, int] | None:
-    for line in reversed(lines):
-        if re.search(r"\d+ (passed|failed|errors?)\b.* in \d+[.\d]*s", line):
-            return _number(r"(\d+) passed", line), _number(r"(\d+) (?:failed|errors?)\b", line)
-    return None
-
-
-def _unittest(lines: list[str]) -> tuple[int, int] | None:
-    ran = next((match for line in reversed(lines) if (match := re.fullmatch(r"Ran (\d+) tests? in .*", line))), None)
-    if ran is None:
-        return None
-    last = next((line for line in reversed(lines) if line.startswith(("FAILED", "OK"))), "")
-    failed = _number(r"(?:failures|errors|unexpected successes)=(\d+)", last)
-    skipped = _number(r"skipped=(\d+)", last)
-    return max(0, int(ran[1]) - failed - skipped), failed
-
-
-def _jest(lines: list[str]) -> tuple[int, int] | None:
-    for line in reversed(lines):
-        if re.match(r"Tests:? .*\d+ (passed|failed)", line):
-            return _number(r"(\d+) passed", line), _number(r"(\d+) failed", line)
-    return None
-
-
-def _cargo(lines: list[str]) -> tuple[int, int] | None:
-    found = [line for line in lines if line.startswith("test result:")]
-    return (_number(r"(\d+) passed", "\n".join(found)), _number(r"(\d+) failed", "\n".join(found))) if found else None
-
-
-def _tap(lines: list[str]) -> tuple[int, int] | None:
-    """Node's own test runner, and mocha."""
-    found = [line for line in lines if re.match(r"(# |ℹ )(pass|fail) \d+|\d+ (passing|failing)\b", line)]
-    both = "\n".join(found)
-    return (_tap_sum(both, "pass"), _tap_sum(both, "fail")) if found else None
-
-
-def _tap_sum(text: str, word: str) -> int:
-    return _number(rf"{word} (\d+)", text) + _number(rf"(\d+) {word}ing", text)
-
-
-def _go(lines: list[str]) -> tuple[int, int] | None:
-    """`go test`: single tests where it was verbose, else packages."""
-    single = [sum(line.startswith(f"--- {word}:") for line in lines) for word in ("PASS", "FAIL")]
-    packages = [sum(bool(re.match(rf"{word}\s+\S+\s+[\d.(]", line)) for line in lines) for word in ("ok", "FAIL")]
-    passed, failed = single if single[0] else packages
-    return (passed, failed) if passed or failed else None

@@ -271,10 +271,10 @@ _COMMENTS: Final = {
     "copy": "Files that git does not have but the work needs. `from -> to` renames; never list secrets.",
     "env": "Environment variables of checks, besides PATH, HOME, LANG and CI.",
     "network": "What set-up commands may reach: none, gateway or open. Checks reach nothing.",
-    "ports": "Environment variables that shall get a free port each; noted, not served in this version.",
-    "protected": "Paths that a person wants to see before a change of them lands; noted, not enforced in this version.",
-    "known_red": "Tests that fail on the base already; noted, not read in this version.",
-    "flaky": "Tests that sometimes fail for no reason; noted, not read in this version.",
+    "ports": "Environment variables, such as PORT, that hold a free port of each workspace's own.",
+    "protected": "Paths that no agent may change: work that does is sent back.",
+    "known_red": "Checks, or tests by name, that fail already: they do not count against anybody's work.",
+    "flaky": "Checks that sometimes fail for no reason: red and then green passes.",
     "budget": "The most that one run may cost, in dollars; `--budget` may set less.",
 }
 

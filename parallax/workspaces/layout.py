@@ -4,6 +4,7 @@
     <root>/<execution>/<role>.<n>/git   the server's: HEAD, MERGE_HEAD, index, config, alternates to the mirror
     <root>/<execution>/<role>.<n>/tree  the agent's; `tree/.git` is a throw-away repository that the server only writes
     <root>/checkouts/<hash>/{tree,home} clean checkouts for checks, gone after use
+    <root>/ports/<number>               who has this port (see ports)
     <root>/trash/                       what is being deleted
 
 The agent may do anything inside its tree, also to `.git`: replace it by a link, a file, a repository with hooks. So

@@ -30,6 +30,7 @@ _KINDS: Final = {
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|m|h)")
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _CHECK_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9 ._-]{0,62}")
+_FIXED: Final = frozenset({"PATH", "HOME", "CI"})
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -198,8 +199,11 @@ def _names(document: documents.Document, profile: Profile) -> Iterable[Mistake]:
                     f"known checks: {', '.join(profile.checks) or 'none'}"
                 )
                 yield document.mistake(("defaults", which), f"there is no check '{name}'", hint=hint)
+    for place, name in enumerate(profile.ports):
+        if name in _FIXED or name in profile.env or name in profile.ports[:place]:
+            yield document.mistake(("ports", place), f"'{name}' cannot be given a port: it has a value already")
     for name in profile.env:
-        if not _VARIABLE.fullmatch(name) or name in {"PATH", "HOME", "CI"}:
+        if not _VARIABLE.fullmatch(name) or name in _FIXED:
             yield document.mistake(("env", name), f"'{name}' cannot be set here", key=True)
 
 

@@ -29,6 +29,7 @@ from parallax.workspaces import history, layout, trees
 from parallax.workspaces.credentials import CredentialService
 from parallax.workspaces.git import Git, Locks, check_branch, check_commit, text
 from parallax.workspaces.landing import Landing, LandResult
+from parallax.workspaces.ports import Ports
 from parallax.workspaces.remotes import Errand, Remotes
 from parallax.workspaces.repository import Mirrors, Repository
 
@@ -95,6 +96,7 @@ class WorkspaceService:
         self.git = git
         self.runtime = runtime
         self.locks = Locks()
+        self.ports = Ports(root)
         self._emit = emit
         self._store = store
         self.remotes = Remotes(git, credentials)
@@ -295,6 +297,8 @@ class WorkspaceService:
     async def cleanup(self, execution_id: str) -> None:
         """Delete an execution's workspaces and snapshots. Its branches stay: they are the work."""
         layout.check_name(execution_id, "an execution")
+        for path in await to_thread(lambda: [*(self.root / execution_id).glob("*")]):
+            await self.ports.give_back(path)
         await to_thread(layout.discard, self.root / execution_id, self.root / "trash")
         fp("cleanup.mid")
         for mirror in await self._all_mirrors():
@@ -316,6 +320,7 @@ class WorkspaceService:
     async def clean(self, workspace: Workspace) -> None:
         """Delete one workspace. What was committed stays on its branch; what was not is gone."""
         async with self.locks.hold(str(workspace.path)):
+            await self.ports.give_back(workspace.path)
             await to_thread(layout.discard, workspace.path, self.root / "trash")
         for row in await self.known(id=workspace.id):
             await self._record(row, "cleaned_up")
@@ -331,7 +336,9 @@ class WorkspaceService:
 
     async def sweep(self) -> int:
         """At start: delete what a former life of this server left half-made. Nobody else uses the root by then."""
-        return await to_thread(_sweep, self.root)
+        swept = await to_thread(_sweep, self.root)
+        await to_thread(self.ports.sweep)
+        return swept
 
     # Reading history: what the doors show
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from parallax.errors import NotFoundError, ProfileError
-from parallax.workspaces.checks import CheckRunner, counts_in
+from parallax.workspaces.checks import CheckRunner
+from parallax.workspaces.outputs import counts_in, failed_in, is_named
 from parallax.workspaces.profile import load
 
 from .conftest import git, write
@@ -220,3 +221,60 @@ async def test_red_and_then_green_is_flaky_and_a_pass_only_where_that_is_known(c
     assert known.score == 0.7
     plain = await checks.run(repo, repo.base_commit, "c", profile=load("checks: {c: 'echo 3; exit 3'}"))
     assert (plain.verdict, plain.command, plain.exit_code) == ("fail", "echo 3; exit 3", 3)
+
+
+@pytest.mark.parametrize(
+    ("output", "names"),
+    [
+        ("FAILED tests/a.py::test_one - assert 1 == 2\nERROR tests/b.py::test_two[x y]\n",
+         {"tests/a.py::test_one", "tests/b.py::test_two[x y]"}),
+        ("FAIL: test_one (test_a.A.test_one)\n", {"test_one (test_a.A.test_one)"}),
+        ("test a::one ... FAILED\ntest a::two ... ok\n", {"a::one"}),
+        ("--- FAIL: TestOne (0.00s)\n", {"TestOne"}),
+        ("not ok 2 - adds\n", {"adds"}),
+        ("  \u25cf shop \u203a adds\n", {"shop \u203a adds"}),
+        ("Traceback: FAILED to say anything\n", set()),
+    ],
+)  # fmt: skip
+def test_the_names_of_failed_tests_are_read(output, names):
+    assert failed_in(output) == names
+
+
+@pytest.mark.parametrize("name", ["tests/a.py::test_one", "test_one", "tests/a.py::*"])
+def test_a_test_is_named_in_full_by_its_last_part_or_with_a_star(name):
+    assert is_named("tests/a.py::test_one", [name])
+    assert not is_named("tests/b.py::test_two", [name])
+
+
+RED = "echo 'FAILED t.py::test_old - no'; %s echo '%s failed, 4 passed in 0.1s'; exit 1"
+
+
+async def test_a_test_that_is_known_to_be_red_does_not_count(checks, repo):
+    text = f'known_red: [test_old]\nchecks: {{t: "{RED % ("", 1)}"}}'
+    evidence = await checks.run(repo, repo.base_commit, "t", profile=load(text))
+    assert (evidence.passed, evidence.score, evidence.verdict) == (True, 1.0, "red-before")
+    assert "known to be red: t.py::test_old" in evidence.detail
+
+
+@pytest.mark.parametrize("more", ["echo 'FAILED t.py::test_new - no';", ""])
+async def test_a_new_failure_beside_a_known_one_counts(checks, repo, more):
+    text = f'known_red: [test_old]\nchecks: {{t: "{RED % (more, 2)}"}}'
+    evidence = await checks.run(repo, repo.base_commit, "t", profile=load(text))
+    assert (evidence.passed, evidence.verdict) == (False, "fail")
+
+
+async def test_a_check_that_is_known_to_be_red_is_worth_little_and_blames_nobody(checks, repo):
+    profile = load("known_red: [t]\nchecks: {t: exit 1}")
+    evidence = await checks.run(repo, repo.base_commit, "t", profile=profile)
+    assert (evidence.passed, evidence.score, evidence.verdict) == (True, 0.7, "red-before")
+    unknown = await checks.run(repo, repo.base_commit, "t", profile=load("checks: {t: exit 1}"))
+    assert unknown.passed is False
+
+
+async def test_checks_that_run_at_once_have_ports_of_their_own(checks, repo, service):
+    look = "echo $PORT $ADMIN_PORT; sleep 0."
+    profile = load(f"ports: [PORT, ADMIN_PORT]\nchecks: {{a: '{look}3', b: '{look}4'}}")
+    found = await asyncio.gather(*(checks.run(repo, repo.base_commit, name, profile=profile) for name in "ab"))
+    ports = [int(port) for evidence in found for port in evidence.log.split()]
+    assert len(set(ports)) == 4
+    assert not list((service.root / "ports").iterdir())

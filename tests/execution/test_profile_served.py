@@ -1,0 +1,34 @@
+"""What a repository's profile says, seen from a whole run: ports of agents and checks, tests that are known to be red."""
+
+from __future__ import annotations
+
+from parallax.models import ExecutionState
+from tests.conftest import make_repository
+from tests.execution.test_finalising import PATTERN
+
+WRITES = {"rules": [{"do": [{"run": ["sh", "-c", "echo $PORT > answer.txt"]}, {"answer": {"value": "done"}}]}]}
+
+
+async def test_an_agent_and_its_checks_have_ports(team, place):
+    profile = 'version: 1\nports: [PORT]\nchecks:\n  quick: \'test "$PORT" -gt 0 && test "$(cat answer.txt)" -gt 0\'\n'
+    repository = make_repository(place / "ports", {"answer.txt": "none\n", ".parallax.yaml": profile})
+    async with team(WRITES, repository=repository) as t:
+        execution = await t.run(PATTERN, {"goal": "x"})
+        assert execution.state is ExecutionState.SUCCEEDED, execution.reason
+        port = int(t.branch_file(execution, "answer.txt"))
+        leases = t.parallax.workspaces.root / "ports"
+        assert [p.name for p in leases.iterdir()] == [str(port)]
+        await t.parallax.workspaces.cleanup(execution.id)
+        assert not list(leases.iterdir())
+
+
+async def test_known_red_tests_do_not_send_work_back(team, place):
+    red = "echo 'FAILED t.py::test_old - no'; echo '1 failed, 4 passed in 0.1s'; exit 1"
+    for known, told in (("[test_old]", [True]), ("[]", [False])):
+        profile = f'version: 1\nknown_red: {known}\nchecks:\n  quick: "{red}"\n'
+        repository = make_repository(place / f"red-{len(known)}", {"answer.txt": "41\n", ".parallax.yaml": profile})
+        async with team(WRITES, repository=repository) as t:
+            execution = await t.run(PATTERN, {"goal": "x"})
+            found = await t.told(execution, "evidence.recorded")
+            assert [e["passed"] for e in found][:1] == told
+            assert (execution.state is ExecutionState.SUCCEEDED) is told[0]
