@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from parallax.app import Parallax
 from parallax.config import Settings
@@ -50,6 +51,18 @@ def make_repository(path: Path, files: dict[str, str]) -> Path:
 def git(path: Path, *args: str) -> str:
     """git's answer, in a repository of the test's own."""
     return subprocess.run(["git", *args], cwd=path, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@asynccontextmanager
+async def on_loopback(app: web.Application, **options: Any) -> AsyncIterator[str]:
+    """A server of the test's own: its URL. A test that fails leaves no socket open, which the next one would pay for."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, **options)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 @pytest.fixture

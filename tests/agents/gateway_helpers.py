@@ -19,6 +19,7 @@ from parallax.errors import BudgetExhausted
 from parallax.models import Usage
 from parallax.ports import AgentSession, ModelCall, ModelDoor, Traffic
 from parallax.redaction import Redactor, Secret
+from tests.conftest import on_loopback
 
 KEY = "sk-provider-key-0123456789"
 USED = {"input_tokens": 7, "output_tokens": 1, "cache_read_input_tokens": 3}
@@ -120,12 +121,8 @@ async def upstream_on_loopback() -> AsyncIterator[Upstream]:
     upstream = Upstream()
     app = web.Application(client_max_size=1 << 30)
     app.router.add_route("*", "/{tail:.*}", upstream.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    upstream.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield upstream
-    await runner.cleanup()
+    async with on_loopback(app) as upstream.url:
+        yield upstream
 
 
 class Remembering:

@@ -23,6 +23,7 @@ from parallax.errors import ConfigurationError
 from parallax.events import Event
 from parallax.ports import AgentSession, ModelDoor
 from parallax.redaction import Secret
+from tests.conftest import on_loopback
 
 PRIVATE = [
     "127.0.0.1", "127.255.255.254", "0.0.0.0", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1",
@@ -251,23 +252,20 @@ async def test_a_program_finds_its_way_out_by_the_usual_variable(gateway: Gatewa
 
     app = web.Application()
     app.router.add_get("/simple", page)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    port = runner.addresses[0][1]
-    gateway._egress._allowed = (Allowed("inside.corp", port, private=True),)
-    door = await gateway.open_session(session_of("scripted"))
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
-    auth = base64.b64encode(f"agent:{door.token.reveal()}".encode()).decode()
-    writer.write(
-        f"CONNECT inside.corp:{port} HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {auth}\r\n\r\n".encode()
-    )
-    await reader.readuntil(b"\r\n\r\n")
-    writer.write(b"GET /simple HTTP/1.1\r\nHost: inside.corp\r\nConnection: close\r\n\r\n")
-    assert (await reader.read()).endswith(b"a package")
-    writer.close()
-    assert door.proxy.reveal() == f"http://agent:{door.token.reveal()}@{gateway.url.removeprefix('http://')}"
-    await runner.cleanup()
+    async with on_loopback(app) as url:
+        port = int(url.rpartition(":")[2])
+        gateway._egress._allowed = (Allowed("inside.corp", port, private=True),)
+        door = await gateway.open_session(session_of("scripted"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+        auth = base64.b64encode(f"agent:{door.token.reveal()}".encode()).decode()
+        writer.write(
+            f"CONNECT inside.corp:{port} HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {auth}\r\n\r\n".encode()
+        )
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"GET /simple HTTP/1.1\r\nHost: inside.corp\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).endswith(b"a package")
+        writer.close()
+        assert door.proxy.reveal() == f"http://agent:{door.token.reveal()}@{gateway.url.removeprefix('http://')}"
 
 
 class ShutIn:

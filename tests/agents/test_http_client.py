@@ -27,6 +27,7 @@ from parallax.errors import (
 )
 from parallax.models import Progress, TaskResult
 from parallax.ports import AgentSession
+from tests.conftest import on_loopback
 
 GOOD = {"taskId": "e1/s1/1", "result": {"ok": True}, "confidence": 0.7, "reasoning": "I looked."}
 
@@ -95,13 +96,8 @@ async def served(remote: Remote) -> AsyncIterator[str]:
     app = web.Application()
     app.router.add_get("/agent/health", remote.answer_health)
     app.router.add_post("/agent/execute", remote.execute)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/agent"
-    finally:
-        await runner.cleanup()
+    async with on_loopback(app, handler_cancellation=True) as url:
+        yield f"{url}/agent"
 
 
 @pytest.fixture

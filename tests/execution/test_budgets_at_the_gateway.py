@@ -25,6 +25,7 @@ from parallax.errors import BudgetExhausted
 from parallax.models import Budget
 from parallax.ports import AgentSession, ModelDoor
 from parallax.redaction import Secret
+from tests.conftest import on_loopback
 
 CALLS = int(os.environ.get("PARALLAX_BUDGET_CALLS", "12"))
 AGENTS = 20
@@ -77,15 +78,11 @@ class Provider:
 
 
 @asynccontextmanager
-async def on_loopback(provider: Provider) -> AsyncIterator[Provider]:
+async def provided(provider: Provider) -> AsyncIterator[Provider]:
     app = web.Application()
     app.router.add_post("/v1/messages", provider.answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    provider.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield provider
-    await runner.cleanup()
+    async with on_loopback(app) as provider.url:
+        yield provider
 
 
 def session(agent_id: str) -> AgentSession:
@@ -112,7 +109,7 @@ async def test_twenty_agents_never_spend_beyond_their_budgets_and_every_token_is
     total = dice.randint(300_000, 700_000) * max(1, CALLS // 12)
     limits = {f"r{number}": Budget(cost=dice.randint(60_000, 300_000) * max(1, CALLS // 12)) for number in range(4)}
     refused = 0
-    async with living(tmp_path / "parallax.db") as house, on_loopback(Provider(seed)) as provider:
+    async with living(tmp_path / "parallax.db") as house, provided(Provider(seed)) as provider:
         await house.take_in("e1")
         meter = await house.open(Budget(cost=total))
         accounts = {"anthropic": [Account(base_url=provider.url, key=Secret("sk-the-providers-own-key"))]}

@@ -12,7 +12,7 @@ from parallax.config import LocalAgent
 from parallax.errors import AgentUnavailable
 from parallax.execution.engine import Submission
 from parallax.models import ExecutionState
-from tests.conftest import Team, TeamFactory
+from tests.conftest import Team, TeamFactory, on_loopback
 
 CHART = """
 org({engineer: {agentType: "scripted"}, critic: {agentType: "TYPE", capabilities: ["review"], preset: "readonly"}})
@@ -38,11 +38,8 @@ async def critic() -> AsyncIterator[tuple[str, list[Any]]]:
     app = web.Application()
     app.router.add_post("/execute", execute)
     app.router.add_get("/health", health)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}", asked
-    await runner.cleanup()
+    async with on_loopback(app) as url:
+        yield url, asked
 
 
 def agents(endpoint: str) -> tuple[LocalAgent, ...]:

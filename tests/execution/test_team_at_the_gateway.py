@@ -17,7 +17,7 @@ from aiohttp import web
 
 from parallax.agents.gateway import passing
 from parallax.models import Execution
-from tests.conftest import Team, TeamFactory
+from tests.conftest import Team, TeamFactory, on_loopback
 
 COST = 3 * 20 + 15 * 90  # micro-dollars of one call: 20 tokens in, 90 out, at the prices below
 ORG = 'org({engineer: {agentType: ["scripted"], max: 4}});\n'
@@ -70,12 +70,8 @@ class Provider:
 async def provided(provider: Provider) -> AsyncIterator[Provider]:
     app = web.Application()
     app.router.add_post("/v1/messages", provider.answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    provider.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield provider
-    await runner.cleanup()
+    async with on_loopback(app) as provider.url:
+        yield provider
 
 
 @asynccontextmanager
@@ -85,7 +81,8 @@ async def team_of(
     """A team whose scripted agents reach the provider, at the prices of claude-sonnet-4-5."""
     prices = place / "prices.json"
     prices.write_text(json.dumps({"scripted": {"input": 3, "output": 15}}))
-    script = {"roles": {"engineer": [{"do": [*actions, {"answer": {"value": "done", "confidence": 0.9}}]}]}}
+    report = [] if END in actions else [{"answer": {"value": "done", "confidence": 0.9}}]
+    script = {"roles": {"engineer": [{"do": [*actions, *report]}]}}
     given = {"anthropic_api_key": "sk-ant-the-servers-own-key", "anthropic_base_url": provider.url, "prices": prices}
     async with team(script, **(given | settings)) as made:
         made.parallax.gateway._providers_of = lambda _: ("anthropic",)  # scripted agents need none otherwise
@@ -100,7 +97,8 @@ def steps(count: int) -> str:
 
 WRITE = {"edit": {"path": "work.txt", "content": "half of it\n"}}
 CALL = {"model": {}}
-INSIST = {"model": {"retry": 0.2}}  # as CLIs do: a refused call is tried again
+INSIST = {"model": {"retry": 0.2}}  # as most CLIs do: a refused call is tried again
+END = {"say": "I have done what I could."}  # as some do after a refusal: a normal end, and no report
 
 
 async def test_a_run_that_its_budget_ends_is_partial_keeps_its_work_and_says_so(team: TeamFactory, place: Path) -> None:
@@ -144,16 +142,18 @@ async def test_the_time_of_a_run_is_a_budget(team: TeamFactory, place: Path) -> 
         )
 
 
+@pytest.mark.parametrize("actions", [[INSIST] * 3, [*[CALL] * 3, END]], ids=["it insists", "it ends its turn"])
 async def test_two_usage_windows_of_a_night_lose_no_work(
-    team: TeamFactory, place: Path, monkeypatch: pytest.MonkeyPatch
+    team: TeamFactory, place: Path, monkeypatch: pytest.MonkeyPatch, actions: list[Any]
 ) -> None:
     """An account is used up twice, for seconds instead of hours: agents are parked until the reset and go on."""
     monkeypatch.setattr(passing, "HELD_S", 0.2)
-    async with provided(Provider(3, 3)) as provider, team_of(team, provider, place, *[INSIST] * 3) as t:
+    async with provided(Provider(3, 3)) as provider, team_of(team, provider, place, *actions) as t:
         done = await t.run(steps(8))
         assert done.state == "succeeded", done.reason
         assert provider.windows == [], "both windows were used up"
         assert provider.refused >= 2
+        assert provider.calls >= 8  # no turn is believed to be over whose last call was refused
         shown = [event for event in await t.events(done) if event.type == "agent.parked"]
         assert len(shown) >= 2
         assert all(event.data["until"] is not None for event in shown)
