@@ -20,7 +20,7 @@ from page import HEAD, row, tell
 
 from parallax.app import Parallax
 from parallax.config import Settings
-from parallax.execution.engine import Submission
+from parallax.execution.intake import Submission
 
 ROUNDS, COUNT, WIDE = 5, 1000, 100
 FAN = f'parallel(range({COUNT}), i => emit("done", {{i: i}}), {{limit: {WIDE}}})\nreturn 1'
@@ -81,7 +81,7 @@ async def ours(place: Path) -> tuple[float, float]:
         for name, text in (("fan", FAN), ("line", LINE)):
             path = place / f"{name}.prism"
             path.write_text(text)
-            execution, _ = await parallax.engine.submit(Submission(pattern=str(path)))
+            execution, _ = await parallax.intake.submit(Submission(pattern=str(path)))
             async for _ in parallax.bus.stream(execution.id):
                 pass
             entries = [entry for entry in await parallax.store.journal(execution.id) if entry.kind == "result"]

@@ -46,14 +46,20 @@ from parallax.datadir import (
 from parallax.errors import ConfigurationError, FencedError, NotFoundError
 from parallax.events import Event, EventBus
 from parallax.execution.budget import Budgets
+from parallax.execution.claiming import Claims
+from parallax.execution.course_factory import CourseFactory
+from parallax.execution.ending import Ending
 from parallax.execution.engine import ExecutionEngine
 from parallax.execution.finalising import Finalised, finalise_ended, steps_of
 from parallax.execution.history import History
 from parallax.execution.housekeeping import Housekeeping, Keep
+from parallax.execution.intake import Intake
 from parallax.execution.llm import ROLE
 from parallax.execution.notify import AnswerLinks, Notifier
 from parallax.execution.questions import QuestionDesk
+from parallax.execution.recovery import Recovery
 from parallax.execution.resilience import RetryPolicy
+from parallax.execution.running import Collaborators
 from parallax.execution.runtime_manager import RuntimeManager
 from parallax.execution.team_tools import TeamTools
 from parallax.models import Execution, Json
@@ -108,6 +114,7 @@ class Parallax:
         self.desk: QuestionDesk
         self.tools: TeamTools
         self.engine: ExecutionEngine
+        self.intake: Intake
         self.history: History
 
     async def __aenter__(self) -> Self:
@@ -182,13 +189,14 @@ class Parallax:
         gateway.tools = ToolsEndpoint(self.tools).handle
         runtimes = RuntimeManager(settings.max_executions)
         self.engine = await stack.enter_async_context(self._engine(runtimes))
+        self.intake = self._intake()
         self.history = History(
             store=self.store,
             patterns=self.patterns,
             runtimes=runtimes,
             workspaces=self.workspaces,
             integration=self.integration,
-            engine=self.engine,
+            intake=self.intake,
         )
         await stack.enter_async_context(self._housekeeping())
 
@@ -257,19 +265,14 @@ class Parallax:
 
     def _engine(self, runtimes: RuntimeManager) -> ExecutionEngine:
         settings = self.settings
-        return ExecutionEngine(
+        courses = CourseFactory(
             store=self.store,
-            bus=self.bus,
-            patterns=self.patterns,
-            runtimes=runtimes,
             supervisor=self.supervisor,
             desk=self.desk,
             tools=self.tools,
             workspaces=self.workspaces,
             integration=self.integration,
             checks=self.checks,
-            credentials=self.credentials,
-            finaliser=self.finaliser,
             profile_of=self.profile_of,
             type_problem=self.type_problem,
             default_types=DEFAULT_TYPES,
@@ -278,9 +281,42 @@ class Parallax:
             retry=RetryPolicy(retries=settings.agent_retries),
             budgets=self.budgets,
             doors=self.gateway,
-            recoveries=settings.max_recoveries,
+        )
+        ending = Ending(
+            store=self.store,
+            bus=self.bus,
+            supervisor=self.supervisor,
+            desk=self.desk,
+            credentials=self.credentials,
+            workspaces=self.workspaces,
+            finaliser=self.finaliser,
+        )
+        collaborators = Collaborators(
+            store=self.store,
+            runtimes=runtimes,
+            supervisor=self.supervisor,
+            budgets=self.budgets,
+            recovery=Recovery(settings.max_recoveries),
+            claims=Claims(self.store, self.bus),
+            courses=courses,
+            ending=ending,
+        )
+        return ExecutionEngine(
+            collaborators, bus=self.bus, desk=self.desk, space=self.space, runs=settings.execution_engine
+        )
+
+    def _intake(self) -> Intake:
+        return Intake(
+            store=self.store,
+            bus=self.bus,
+            patterns=self.patterns,
+            workspaces=self.workspaces,
+            credentials=self.credentials,
+            finaliser=self.finaliser,
+            type_problem=self.type_problem,
+            default_types=DEFAULT_TYPES,
             space=self.space,
-            runs=settings.execution_engine,
+            begin=self.engine.begin,
         )
 
     def _housekeeping(self) -> Housekeeping:

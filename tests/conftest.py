@@ -17,7 +17,7 @@ from aiohttp import web
 
 from parallax.app import Parallax
 from parallax.config import Settings
-from parallax.execution.engine import Submission
+from parallax.execution.intake import Submission
 from parallax.models import Execution
 from tests.forge.forge import Forge
 from tests.postgres import Cluster, cluster
@@ -102,7 +102,7 @@ class Team:
     async def start(self, pattern: str, given: dict[str, Any] | None = None, **more: Any) -> Execution:
         """Submit a pattern of this text."""
         suffix = ".prism" if "\n- " not in pattern and "steps:" not in pattern else ".yaml"
-        execution, _ = await self.parallax.engine.submit(
+        execution, _ = await self.parallax.intake.submit(
             Submission(
                 pattern=self.pattern(pattern, suffix),
                 input=given or {},

@@ -1,4 +1,4 @@
-"""Course: everything that the steps of one execution share. Built by `engine`, read by `host` and `steps`."""
+"""Course: everything that the steps of one execution share. Made by `course_factory`, read by `host` and `steps`."""
 
 from __future__ import annotations
 

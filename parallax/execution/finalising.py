@@ -1,7 +1,7 @@
 """The end of a run that shall be pushed: a person's approval where it needs one, the push, the pull request.
 
 Each is a result in the journal under a key of its own, so that a resumed execution does none of them again; what a
-crash cut off from its record is found by looking (`workspaces.finalising`). Called by `engine` when the program has
+crash cut off from its record is found by looking (`workspaces.finalising`). Called by `ending` when the program has
 ended, and by the route `land` with an execution that ended before.
 """
 

@@ -1,7 +1,7 @@
 """History: what is done with the journal of an execution that is not running it: replay it, and fork it.
 
 The doors call it. A replay calls nobody and writes nothing. A fork is a new execution like any other, taken in by
-`engine`, that begins with a part of another one's journal.
+`intake`, that begins with a part of another one's journal.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from parallax import prism
 from parallax.errors import UsageError
 from parallax.events import Event
-from parallax.execution.engine import ExecutionEngine, Submission, names_of
 from parallax.execution.fork import Prefix, copied, prefix
+from parallax.execution.intake import Intake, Submission
 from parallax.execution.journal import input_hash
 from parallax.execution.replay import Replay, Replayed
-from parallax.execution.runtime_manager import RuntimeManager
+from parallax.execution.runtime_manager import RuntimeManager, names_of
 from parallax.models import Execution, ExecutionState, Json, Usage, new_id
 from parallax.patterns.engine import Pattern, PatternEngine, check_input
 from parallax.patterns.plan import plan_of
@@ -64,14 +64,14 @@ class History:
         runtimes: RuntimeManager,
         workspaces: WorkspaceService,
         integration: Integration,
-        engine: ExecutionEngine,
+        intake: Intake,
     ) -> None:
         self._store = store
         self._patterns = patterns
         self._runtimes = runtimes
         self._workspaces = workspaces
         self._integration = integration
-        self._engine = engine
+        self._intake = intake
 
     async def replay(self, execution_id: str, *, pattern: str | None = None) -> Replayed:
         """Run the program, or another pattern, against the journal; nothing is called and nothing is written."""
@@ -85,7 +85,7 @@ class History:
 
         Raises UsageError where the program or the input would have taken another course before that step.
         """
-        if (known := await self._engine.repeated(key, fork.hash)) is not None:
+        if (known := await self._intake.repeated(key, fork.hash)) is not None:
             return known, False
         old = await self._store.execution(fork.execution)
         entries = await self._store.journal(old.id)
@@ -103,7 +103,7 @@ class History:
             data={"from": old.id, "step": shared.at, "shared": list(shared.steps)},
         )
         writes = [await self._append(entry) for entry in kept]
-        return await self._engine.admit(new, running.program, key=key, asked_hash=fork.hash, shared=writes, told=[told])
+        return await self._intake.admit(new, running.program, key=key, asked_hash=fork.hash, shared=writes, told=[told])
 
     # -- what is run ---------------------------------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ class History:
         if fork.pattern is None:
             return new
         asked = Submission(pattern=fork.pattern, input=given, agent=options.get("agent"), model=options.get("model"))
-        agents = self._engine.agents_for(plan_of(running.pattern, new.input), asked)
+        agents = self._intake.agents_for(plan_of(running.pattern, new.input), asked)
         return replace(
             new, pattern=running.pattern.name, version=running.pattern.version, hash=running.program.hash,
             options=options | {"agents": agents, "path": running.pattern.path},

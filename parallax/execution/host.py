@@ -1,6 +1,6 @@
 """ExecutionHost: answers Prism's effects. Recorded? Return it. Else intent, act, result, each one durable commit.
 
-One per execution, built by `engine`, called by PrismRuntime. The words that call agents are done by `steps`; this
+One per execution, built by `running`, called by PrismRuntime. The words that call agents are done by `steps`; this
 module holds the cycle, the joins and the small words. Accepted work is merged at once, inside `parallel` at the join in
 submission order, of a `race` only the winner's.
 """

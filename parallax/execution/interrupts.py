@@ -1,6 +1,6 @@
 """Interrupts: what a person may do to an execution under way: cancel a step, cancel the branches of a join, pause.
 
-`host` lets each effect pass the gate and act through here; `engine` calls `cancel` and `pause` for the doors. A step is
+`host` lets each effect pass the gate and act through here; `running` passes on `cancel` and `pause`. A step is
 cancelled for good: the wish is in the journal before anything is ended, and the step has failed for its program, which
 may catch that. A pause lets what has begun come to its end, and nothing else begin.
 """

@@ -1,6 +1,6 @@
 """Recovery: how executions come back after a crash without bringing the next one.
 
-`engine` asks for a turn before it claims an execution of an earlier life. At most 16 are claimed at once, a little
+`running` asks for a turn before it claims an execution of an earlier life. At most 16 are claimed at once, a little
 apart from each other. An execution counts its recoveries that brought no result; on its last ones it is a suspect: it
 may be what kills the server. A suspect is brought back after a pause that doubles, and alone: while it has the floor no
 other suspect is begun, so that a poisonous one is parked by its own count and takes no neighbour along.

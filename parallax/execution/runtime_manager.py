@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from parallax import prism
+from parallax.models import Execution, Json
 
 CACHED_PROGRAMS: Final = 256
 
@@ -50,3 +51,12 @@ class RuntimeManager:
     def runtime(self, program: prism.Program, host: prism.Host, names: Mapping[str, Any]) -> prism.PrismRuntime:
         """A runtime for whoever holds a place."""
         return prism.PrismRuntime(program, host, globals=dict(names), limits=prism.Limits.hosted())
+
+
+def names_of(execution: Execution) -> dict[str, Json]:
+    """The names that a program finds: the same in every life of an execution, and in its replay."""
+    context = {
+        "executionId": execution.id, "pattern": execution.pattern, "version": execution.version,
+        "attempt": execution.attempt,
+    }  # fmt: skip
+    return {"input": execution.input, "context": context}

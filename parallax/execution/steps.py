@@ -175,16 +175,8 @@ class StepRunner:
         branch: Sequence[tuple[str, int]],
         handed: Handed | None,
     ) -> Work:
-        course, role, options = self._course, slot.role, request["options"]
-        place = await self._turns.open(slot, kind="agent")
-        snapshot = None
-        if place is not None and before:
-            # A step in flight at a crash begins again where it began; what it had half done is kept aside.
-            place, snapshot = await self._turns.restored(place, before["snapshot"]), before["snapshot"]
-        elif place is not None:
-            start = handed.start if handed is not None and handed.start else await self._start_of(place, slot)
-            place = await self._turns.moved(place, start)
-            snapshot = await course.workspaces.snapshot(place, f"{slug(role.name)}-{hash12(key)}")
+        role, options = slot.role, request["options"]
+        place, snapshot = await self._placed(key, slot, before, handed)
         given = oracles_of(options.get("verify") if "verify" in options else role.verify)
         if (schema := options.get("schema")) is not None:
             check_schema(schema)
@@ -203,20 +195,39 @@ class StepRunner:
             by=slot.agent_id,
             handed=handed,
         )
-        course.tasks[key] = work.text
-        journal = course.journal
+        self._course.tasks[key] = work.text
+        began_as = {"effect": word, "branch": [list(place) for place in branch], "request": request}
+        why = "the one it had before the restart" if before else "the first free of its role"
+        await self._intend(work, slot, began_as, asked_hash, why)
+        return work
+
+    async def _placed(
+        self, key: str, slot: Slot, before: Json, handed: Handed | None
+    ) -> tuple[Workspace | None, str | None]:
+        """The agent's workspace at the commit that the step begins with, and the snapshot of it."""
+        place = await self._turns.open(slot, kind="agent")
+        if place is None:
+            return None, None
+        if before:
+            # A step in flight at a crash begins again where it began; what it had half done is kept aside.
+            return await self._turns.restored(place, before["snapshot"]), before["snapshot"]
+        start = handed.start if handed is not None and handed.start else await self._start_of(place, slot)
+        place = await self._turns.moved(place, start)
+        return place, await self._course.workspaces.snapshot(place, f"{slug(slot.role.name)}-{hash12(key)}")
+
+    async def _intend(self, work: Work, slot: Slot, began_as: dict[str, Json], asked_hash: str, why: str) -> None:
+        """Record, before anything is done, that the step begins, and with which agent."""
+        course, journal, key = self._course, self._course.journal, work.key
         fp("intent.before_commit")
         work.attempt = await journal.write(
             "intent",
             key,
-            {
-                "effect": word,
-                "branch": [list(place) for place in branch],
-                "request": request,
+            began_as
+            | {
                 "task_id": f"{course.execution.id}/{key}",
                 "agent": slot.agent_id,
                 "number": slot.number,
-                "snapshot": snapshot,
+                "snapshot": work.snapshot,
                 "result_head": None if course.repo is None else await course.head(),
             },
             asked_hash=asked_hash,
@@ -225,16 +236,16 @@ class StepRunner:
                     "agent.chosen",
                     step_key=key,
                     agent_id=slot.agent_id,
-                    role=role.name,
+                    role=slot.role.name,
                     type=slot.type,
-                    reason="the one it had before the restart" if before else "the first free of its role",
+                    reason=why,
                 ),
                 journal.event(
                     "step.started",
                     step_key=key,
                     agent_id=slot.agent_id,
-                    word=word,
-                    role=role.name,
+                    word=began_as["effect"],
+                    role=slot.role.name,
                     task=first_line(work.text),
                     attempt=journal.attempts(key) + 1,
                     agent=slot.agent_id,
@@ -242,7 +253,6 @@ class StepRunner:
             ],
         )
         fp("intent.committed_before_spawn")
-        return work
 
     async def _until_accepted(self, work: Work, slot: Slot) -> None:
         """The one loop: turn, evidence, decision."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from parallax.execution.engine import Prepared
+from parallax.execution.intake import Prepared
 from parallax.execution.journal import step_from_json
 from parallax.execution.replay import Replayed
 from parallax.execution.verification import reason

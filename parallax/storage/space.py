@@ -1,6 +1,6 @@
 """Room on the disk of the data directory: a low-water mark for new work, and a ballast for the work that runs.
 
-`engine` asks `check` before it takes an execution in, `writer` lets the ballast go when a commit does not fit, and
+`intake` asks `check` before it takes an execution in, `writer` lets the ballast go when a commit does not fit, and
 `housekeeping` takes it up again when there is room. The ballast is a file of an eighth of the mark: what is finished on
 a full disk, and the record that something failed, still find their place.
 """

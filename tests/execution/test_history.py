@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from parallax.errors import NotFoundError, UsageError
-from parallax.execution.engine import Submission
 from parallax.execution.history import Fork
+from parallax.execution.intake import Submission
 from parallax.execution.replay import on_course, recorded_effects
 from parallax.models import Execution, ExecutionState
 from tests.conftest import Team, TeamFactory
@@ -49,7 +49,7 @@ async def everything(t: Team, execution: Execution) -> list[Any]:
 async def recorded(t: Team, text: str, place: Path, name: str) -> Execution:
     path = place / f"{name}.prism"
     path.write_text(text)
-    execution, _ = await t.parallax.engine.submit(Submission(pattern=str(path)))
+    execution, _ = await t.parallax.intake.submit(Submission(pattern=str(path)))
     return await t.finish(execution)
 
 

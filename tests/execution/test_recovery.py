@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from parallax.errors import ConflictError, UsageError
-from parallax.execution.engine import Submission
+from parallax.execution.intake import Submission
 from parallax.models import ExecutionState
 from parallax.storage.statements import Change, set_execution
 from tests.conftest import Team, TeamFactory
@@ -191,13 +191,13 @@ async def test_one_key_is_one_execution_and_another_body_under_it_is_refused(tea
     async with team(SLOW_SECOND) as t:
         path = t.pattern("return input.n")
         submissions = [Submission(pattern=path, input={"n": 1}) for _ in range(20)]
-        made = await asyncio.gather(*(t.parallax.engine.submit(s, key="k1") for s in submissions))
+        made = await asyncio.gather(*(t.parallax.intake.submit(s, key="k1") for s in submissions))
         assert len({execution.id for execution, _ in made}) == 1
         assert sum(new for _, new in made) == 1
         with pytest.raises(UsageError, match="used with another request"):
-            await t.parallax.engine.submit(Submission(pattern=path, input={"n": 2}), key="k1")
+            await t.parallax.intake.submit(Submission(pattern=path, input={"n": 2}), key="k1")
     async with team(SLOW_SECOND) as t:
-        again, new = await t.parallax.engine.submit(submissions[0], key="k1")
+        again, new = await t.parallax.intake.submit(submissions[0], key="k1")
         assert (again.id, new) == (made[0][0].id, False)
 
 

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from parallax.config import LocalAgent
 from parallax.errors import AgentUnavailable
-from parallax.execution.engine import Submission
+from parallax.execution.intake import Submission
 from parallax.models import ExecutionState
 from tests.conftest import Team, TeamFactory, on_loopback
 
@@ -50,7 +50,7 @@ def agents(endpoint: str) -> tuple[LocalAgent, ...]:
 
 
 async def submit(t: Team, type_: str) -> Any:
-    execution, _ = await t.parallax.engine.submit(
+    execution, _ = await t.parallax.intake.submit(
         Submission(pattern=t.pattern(CHART.replace("TYPE", type_)), repo=str(t.repository))
     )
     return execution

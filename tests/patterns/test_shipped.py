@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from parallax import prism
-from parallax.execution.engine import Submission
+from parallax.execution.intake import Submission
 from parallax.models import ExecutionState
 from parallax.patterns.engine import load
 from parallax.patterns.shipped import shipped_patterns
@@ -48,7 +48,7 @@ async def test_a_shipped_pattern_runs_and_its_result_is_proven(path: Path, team:
         submission = Submission(
             pattern=str(path), input={"goal": "make it 42"}, repo=str(t.repository), agent="scripted"
         )
-        execution, _ = await t.parallax.engine.submit(submission)
+        execution, _ = await t.parallax.intake.submit(submission)
         done = await t.finish(execution)
         assert done.state == ExecutionState.SUCCEEDED, done.reason
         assert done.confidence == 1.0

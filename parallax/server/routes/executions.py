@@ -8,8 +8,8 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from parallax.errors import ConflictError, UsageError
-from parallax.execution.engine import Submission
 from parallax.execution.history import Fork
+from parallax.execution.intake import Submission
 from parallax.models import Execution, ExecutionState, Json
 from parallax.redaction import Secret
 from parallax.server import sse, views
@@ -108,7 +108,7 @@ async def create(
     body: NewExecution, parallax: Part, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
 ) -> Response:
     """Start an execution; 202 once it is on disk. The same Idempotency-Key returns the same execution."""
-    return _taken_in(*await parallax.engine.submit(body.submission(), key=idempotency_key))
+    return _taken_in(*await parallax.intake.submit(body.submission(), key=idempotency_key))
 
 
 def _taken_in(execution: Execution, new: bool) -> Response:

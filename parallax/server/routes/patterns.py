@@ -23,7 +23,7 @@ async def index(parallax: Part) -> Response:
 async def plan(name: str, body: NewExecution, parallax: Part) -> Response:
     """What a run with this body would do: team, steps, bounds. Nothing is written."""
     submission = body.model_copy(update={"pattern": name}).submission()
-    return json_response(views.prepared(await parallax.engine.prepare(submission)))
+    return json_response(views.prepared(await parallax.intake.prepare(submission)))
 
 
 @router.get("/{name:path}/prism")
