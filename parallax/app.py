@@ -47,6 +47,7 @@ from parallax.errors import ConfigurationError, FencedError, NotFoundError
 from parallax.events import Event, EventBus
 from parallax.execution.budget import Budgets
 from parallax.execution.claiming import Claims
+from parallax.execution.clocks import Waits
 from parallax.execution.course_factory import CourseFactory
 from parallax.execution.ending import Ending
 from parallax.execution.engine import ExecutionEngine
@@ -108,7 +109,8 @@ class Parallax:
         self.checks: CheckRunner
         self.runtime: LocalRuntime
         self.supervisor: AgentSupervisor
-        self.budgets = Budgets()
+        self.waits = Waits()
+        self.budgets = Budgets(self.waits)
         self.links: AnswerLinks
         self.gateway: Gateway
         self.desk: QuestionDesk
@@ -184,7 +186,7 @@ class Parallax:
         if settings.notify_argv:
             notifier = Notifier(settings.notify_argv, self.links, address=self._address, tell=self.tell)
             bell = await stack.enter_async_context(notifier)
-        self.desk = QuestionDesk(self.store, self.bus, bell)
+        self.desk = QuestionDesk(self.store, self.bus, self.waits, bell)
         self.tools = TeamTools(pause=self.supervisor.asking, redact=self.redact)
         gateway.tools = ToolsEndpoint(self.tools).handle
         runtimes = RuntimeManager(settings.max_executions)
@@ -280,6 +282,7 @@ class Parallax:
             homes=settings.homes,
             retry=RetryPolicy(retries=settings.agent_retries),
             budgets=self.budgets,
+            waits=self.waits,
             doors=self.gateway,
         )
         ending = Ending(
@@ -296,6 +299,7 @@ class Parallax:
             runtimes=runtimes,
             supervisor=self.supervisor,
             budgets=self.budgets,
+            waits=self.waits,
             recovery=Recovery(settings.max_recoveries),
             claims=Claims(self.store, self.bus),
             courses=courses,

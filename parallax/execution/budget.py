@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from parallax.errors import BudgetExhausted, ProviderLimited
 from parallax.events import Event
+from parallax.execution.clocks import Clock, Waits
 from parallax.execution.journal import Journal
 from parallax.failpoints import fp
 from parallax.models import Budget, TaskResult, Usage
@@ -119,8 +120,10 @@ class Meter:
         limit: Budget | None = None,
         parent: Meter | None = None,
         turns: dict[str, Turn] | None = None,
+        waits: Waits | None = None,
     ) -> None:
         self._journal = journal
+        self._waits = Waits() if waits is None else waits
         self._turns = {} if turns is None else turns
         self.limit = limit or Budget()
         self._root = Scope(name="execution", limit=replace(self.limit, wall_s=None))  # its clock is the engine's
@@ -228,15 +231,15 @@ class Meter:
         """
         scopes = self._scopes_of(role, role_limit or Budget(), step_key, step_limit or Budget())
         turn = Turn(meter=self, agent_id=agent_id, role=role, step_key=step_key, task=task, scopes=scopes)
-        one, name, began = Usage(turns=1, priced="table"), f"{self.name(step_key)}#turn", time.monotonic()
+        one, name = Usage(turns=1, priced="table"), f"{self.name(step_key)}#turn"
         await self.hold(turn, one)
         await self.release(turn, one, one)  # spent by its beginning: what it waits for may itself take turns
         await self.commit([self._row(turn, "turn", name, one, "reserved")])
         fp("budget.reserved")
         self._turns[agent_id] = turn
-        turns = 1
+        turns, clock = 1, None
         try:
-            async with _in_time(scopes[:2]):
+            async with self._in_time(step_key, scopes[:2]) as clock:
                 yield turn
         except BudgetExhausted:
             raise
@@ -248,11 +251,27 @@ class Meter:
             raise
         finally:
             reported = Usage(priced="table") if turn.calls else turn.used
-            used = replace(reported, wall_s=round(time.monotonic() - began, 3))
+            used = replace(reported, wall_s=0.0 if clock is None else round(clock.ran_s, 3))
             await self.release(turn, Usage(), replace(used, turns=turns - 1))
             fp("usage.reported_before_settle")
             events = self.usage_events(turn, reported, now=True)
             await to_its_end(self.commit([_settled(name, replace(used, turns=turns))], *events))
+
+    @asynccontextmanager
+    async def _in_time(self, step_key: str, scopes: Sequence[Scope]) -> AsyncIterator[Clock]:
+        """Raises BudgetExhausted when the time of one of the scopes is up; what waits for a person uses none."""
+        limited = [
+            (scope.limit.wall_s - scope.spent.wall_s, scope) for scope in scopes if scope.limit.wall_s is not None
+        ]
+        left_s, scope = min(limited, key=lambda entry: entry[0], default=(None, None))
+        try:
+            async with self._waits.turn(self._journal.execution, step_key, left_s) as clock:
+                yield clock
+        except TimeoutError:
+            if not clock.limit.expired() or scope is None:
+                raise
+            told = _amount("wall_s", scope.limit.wall_s)
+            raise BudgetExhausted(f"the time of {scope.name}, {told}, is up; what is finished is kept") from None
 
     async def call(self, turn: Turn, call: ModelCall) -> str:
         """Set the most that a call may use aside, durably; returns the call's address. Raises BudgetExhausted."""
@@ -299,7 +318,8 @@ class Meter:
 class Budgets:
     """The meters of all executions that run here, and which turn each agent is in. The gateway's `Meter`."""
 
-    def __init__(self) -> None:
+    def __init__(self, waits: Waits | None = None) -> None:
+        self._waits = Waits() if waits is None else waits
         self._meters: dict[str, Meter] = {}
         self._turns: dict[str, Turn] = {}
         self._calls: dict[str, _Held] = {}
@@ -307,7 +327,7 @@ class Budgets:
     async def open(self, journal: Journal, store: Store, limit: Budget, parent: str | None = None) -> Meter:
         """The meter of an execution that begins or goes on; a child's counts in its parent's, too."""
         above = self._meters.get(parent) if parent else None
-        meter = Meter(journal, limit, above, self._turns)
+        meter = Meter(journal, limit, above, self._turns, self._waits)
         await meter.restore(store)
         self._meters[journal.execution] = meter
         return meter
@@ -348,21 +368,6 @@ def _settled(name: str, used: Usage, **more: Any) -> Write:
 
 def _minus(usage: Usage, less: Usage) -> Usage:
     return replace(usage, **{name: getattr(usage, name) - getattr(less, name) for name in FIELDS})
-
-
-@asynccontextmanager
-async def _in_time(scopes: Sequence[Scope]) -> AsyncIterator[None]:
-    """Raises BudgetExhausted when the time of one of the scopes is up."""
-    limited = [(scope.limit.wall_s - scope.spent.wall_s, scope) for scope in scopes if scope.limit.wall_s is not None]
-    left_s, scope = min(limited, key=lambda entry: entry[0], default=(None, None))
-    try:
-        async with asyncio.timeout(left_s) as clock:
-            yield
-    except TimeoutError:
-        if not clock.expired() or scope is None:
-            raise
-        told = _amount("wall_s", scope.limit.wall_s)
-        raise BudgetExhausted(f"the time of {scope.name}, {told}, is up; what is finished is kept") from None
 
 
 def _amount(kind: str, amount: Any) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from parallax.execution.agent_proxy import AgentProxy
 from parallax.execution.budget import Meter
+from parallax.execution.clocks import Clock, Waits
 from parallax.execution.journal import Journal
 from parallax.execution.llm import ModelAgents
 from parallax.execution.questions import QuestionDesk
@@ -34,12 +35,14 @@ class Course:
     desk: QuestionDesk
     tools: TeamTools
     meter: Meter
+    waits: Waits
     llm: ModelAgents
     workspaces: WorkspaceService
     integration: Integration
     checks: CheckRunner
     repo: Repository | None
     profile: Profile
+    clock: Clock | None = None  # of the run, once its program runs
     chart: OrgChart = field(default_factory=OrgChart)
     steps: dict[str, StepResult] = field(default_factory=dict)
     tasks: dict[str, str] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from pathlib import Path
 from parallax.agents.supervisor import AgentSupervisor
 from parallax.execution.agent_proxy import AgentProxy, TypeProblem
 from parallax.execution.budget import Budgets, options_budget
+from parallax.execution.clocks import Waits
 from parallax.execution.course import Course
 from parallax.execution.journal import Journal
 from parallax.execution.llm import ModelAgents
@@ -50,6 +51,7 @@ class CourseFactory:
         homes: Path,
         retry: RetryPolicy,
         budgets: Budgets,
+        waits: Waits,
         doors: Doors,
     ) -> None:
         self._store = store
@@ -66,6 +68,7 @@ class CourseFactory:
         self._homes = homes
         self._retry = retry
         self._budgets = budgets
+        self._waits = waits
         self._doors = doors
 
     async def make(self, execution: Execution, journal: Journal) -> Course:
@@ -101,6 +104,7 @@ class CourseFactory:
             desk=self._desk,
             tools=self._tools,
             meter=meter,
+            waits=self._waits,
             llm=ModelAgents(execution, self._doors, meter, self._retry, self._homes),
             workspaces=self._workspaces,
             integration=self._integration,

@@ -55,6 +55,9 @@ class Done:
 Word: TypeAlias = Callable[[Effect, str], Coroutine[Any, Any, Done]]
 
 
+STOOD: Final = "stood"  # a signal of the journal
+
+
 class ExecutionHost:
     """The program's only window on the world."""
 
@@ -97,10 +100,20 @@ class ExecutionHost:
         if (recorded := self._course.journal.result(effect.key, asked)) is not None:
             return await self._recalled(effect, recorded)
         await self.interrupts.gate()
-        outcome = await self._done(effect, asked)
+        with self._course.waits.acting(self._course.execution.id, effect.key):
+            outcome = await self._done(effect, asked)
+        await self._keep_time(effect.key)
         if self._course.journal.resumed:  # what was asked in a former life and not asked again
             await self._course.desk.withdraw(self._course.journal, effect.key)
         return outcome
+
+    async def _keep_time(self, key: str) -> None:
+        """Record how long a run of limited time stood still: that does not count in its next life, either."""
+        course = self._course
+        if course.clock is None or course.meter.limit.wall_s is None:
+            return
+        if (stood_s := course.clock.untold_s()) > 0:
+            await course.journal.signal(STOOD, key, {"s": stood_s})
 
     async def _done(self, effect: Effect, asked: str) -> Outcome:
         word = self._words.get(effect.kind)

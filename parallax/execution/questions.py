@@ -20,6 +20,7 @@ import orjson
 
 from parallax.errors import AgentError, ConflictError, FencedError, NotFoundError, StepFailed, UsageError
 from parallax.events import Event, EventBus
+from parallax.execution.clocks import Waits
 from parallax.execution.journal import Journal
 from parallax.failpoints import fp
 from parallax.models import OrgChart, Question
@@ -140,10 +141,11 @@ class _Way:
 class QuestionDesk:
     """All open questions of this server."""
 
-    def __init__(self, store: Store, bus: EventBus, bell: Bell | None = None) -> None:
+    def __init__(self, store: Store, bus: EventBus, waits: Waits, bell: Bell | None = None) -> None:
         self._store = store
         self._bus = bus
         self._bell = bell
+        self._waits = waits
         self._waiting: dict[str, asyncio.Event] = {}
         self._stopping = False
 
@@ -217,7 +219,8 @@ class QuestionDesk:
                 question = await self._move(question, journal, None, state="with_person", deadline_at=deadline_at)
             if self._bell is not None:
                 self._bell.ring(question)
-            return await self._answer_of(question, journal, heard)
+            with self._waits.asked(question.execution, question.step_key):
+                return await self._answer_of(question, journal, heard)
         finally:
             self._waiting.pop(question.id, None)
 

@@ -27,10 +27,11 @@ from parallax.errors import (
 from parallax.events import Event
 from parallax.execution.budget import Budgets
 from parallax.execution.claiming import Claims
+from parallax.execution.clocks import Waits
 from parallax.execution.course import Course
 from parallax.execution.course_factory import CourseFactory
 from parallax.execution.ending import Ending
-from parallax.execution.host import ExecutionHost
+from parallax.execution.host import STOOD, ExecutionHost
 from parallax.execution.interrupts import Interrupts
 from parallax.execution.journal import Journal
 from parallax.execution.recovery import Recovery
@@ -53,6 +54,7 @@ class Collaborators:
     runtimes: RuntimeManager
     supervisor: AgentSupervisor
     budgets: Budgets
+    waits: Waits
     recovery: Recovery
     claims: Claims
     courses: CourseFactory
@@ -187,6 +189,7 @@ class RunningExecution:
                 self._floor()
             await self._kept(self._with.supervisor.release(self.id))
             self._with.budgets.close(self.id)
+            self._with.waits.close(self.id)
             self._ended(self)
 
     async def _kept(self, work: Coroutine[Any, Any, None]) -> None:
@@ -246,13 +249,13 @@ class RunningExecution:
         host = ExecutionHost(course, printed=await self._store.count_events(execution.id, "log.printed"))
         self._interrupts = host.interrupts
         try:
-            async with asyncio.timeout(_time_left(execution, course)) as clock:
+            async with course.waits.run(self.id, _time_left(execution, course)) as course.clock:
                 evaluation = await self._with.runtimes.runtime(program, host, names_of(execution)).run()
             await host.flush()
             await host.interrupts.gate()
         except (asyncio.CancelledError, TimeoutError, BaseExceptionGroup, ParallaxError, prism.PrismError) as error:
             cause = leaf(error)
-            if clock.expired() and self.cancelled_by is None:
+            if course.clock is not None and course.clock.limit.expired() and self.cancelled_by is None:
                 cause = BudgetExhausted("the time that this run may take is up; what is finished is kept")
             await self._ended_early(course, cause)
             return
@@ -303,9 +306,11 @@ def _uncancelled() -> None:
 
 
 def _time_left(execution: Execution, course: Course) -> float | None:
-    """Seconds that the run may still take, by the clock since it began."""
+    """Seconds that the run may still take, by the clock since it began; what waited for a person does not count."""
     limit_s = course.meter.limit.wall_s
-    return None if limit_s is None else limit_s - (time.time() - (execution.started_at or execution.created_at))
+    stood_s = sum(kept["s"] for kept in course.journal.signals(STOOD))
+    began = execution.started_at or execution.created_at
+    return None if limit_s is None else limit_s + stood_s - (time.time() - began)
 
 
 def _program_error(error: prism.PrismError) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from parallax.events import EventBus
 from parallax.execution.budget import Budgets, Meter
+from parallax.execution.clocks import Waits
 from parallax.execution.journal import Journal
 from parallax.models import Budget, Execution, ExecutionState
 from parallax.storage.statements import Change, execution_row, insert_row
@@ -22,7 +23,8 @@ class House:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.bus = EventBus(store)
-        self.budgets = Budgets()
+        self.waits = Waits()
+        self.budgets = Budgets(self.waits)
 
     async def take_in(self, id_: str, parent: str | None = None) -> None:
         execution = Execution(

@@ -140,6 +140,22 @@ async def test_turns_and_time_are_budgets_too(life: Life) -> None:
                 pass
 
 
+async def test_what_waits_for_a_person_uses_up_no_time(life: Life) -> None:
+    async with life() as house:
+        await house.take_in("e1")
+        meter, limit = await house.open(Budget()), Budget(wall_s=1.0)
+        async with turn(meter, role_limit=limit):
+            for asked in ("s1", "s1/part"):  # its own question, and one of the part that it waits for
+                with house.waits.asked("e1", asked):
+                    await asyncio.sleep(0.8)
+        [row] = await house.store.spent(executions=["e1"], by=("role",))
+        assert row["wall_s"] < 0.8
+        others = house.waits.asked("e1", "s10"), house.waits.asked("e2", "s1")
+        with others[0], others[1], pytest.raises(BudgetExhausted, match="the time of role 'eng', 1 s, is up"):
+            async with turn(meter, role_limit=limit):
+                await asyncio.sleep(5)
+
+
 async def test_what_nobody_metered_counts_as_the_cli_reports_it(life: Life) -> None:
     async with life() as house:
         await house.take_in("e1")
