@@ -31,7 +31,7 @@ test: check ## Everything that must hold before a change lands
 
 faults: install ## Kill the server at every bad moment, compare ledgers (FULL=1: more; RECORD=1: into docs/reliability.md)
 	PARALLAX_FAULTS=$(if $(FULL),full,fast) $(if $(RECORD),PARALLAX_FAULTS_PAGE=docs/reliability.md) \
-		$(BIN)/pytest tests/faults --timeout 3600
+		$(BIN)/pytest tests/faults -n 2 --dist worksteal --timeout 3600
 	PARALLAX_HISTORIES=200 $(BIN)/pytest tests/execution/test_history.py -k mutant --timeout 600
 
 DOC ?= docs/agents.md

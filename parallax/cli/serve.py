@@ -80,18 +80,19 @@ class _Serving:
         doors = make_doors(front, drain_s=DRAIN_S)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop, number, doors)
+            loop.add_signal_handler(number, self._stop, number, front)
         serving = asyncio.create_task(doors.serve(sockets=[self._listener]), name="doors")
         engine = asyncio.create_task(self._engine(front), name="engine")
         signalled = asyncio.create_task(self._signalled.wait(), name="signal")
         try:
             await asyncio.wait({serving, engine, signalled}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            doors.shut()
-            await serving
+            await front.drain(DRAIN_S)
             engine.cancel()
             signalled.cancel()
             await asyncio.wait({engine})
+            doors.shut()  # only now: whoever comes while agents end is told that the server stops
+            await serving
         if not engine.cancelled() and (error := engine.exception()) is not None:
             raise error
         from parallax.cli.output import err
@@ -99,9 +100,9 @@ class _Serving:
         err().print(f"Parallax has stopped.{self._left()}")
         return 130 if self._signal is signal.SIGINT else 0
 
-    def _stop(self, number: signal.Signals, doors: Any) -> None:
+    def _stop(self, number: signal.Signals, front: Front) -> None:
         self._signal = number
-        doors.shut(by=number)
+        front.shut()
         self._signalled.set()
 
     async def _engine(self, front: Front) -> None:

@@ -6,6 +6,7 @@ answers while the rest of the program is still being loaded and executions are b
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -17,30 +18,50 @@ import uvicorn
 
 from parallax.errors import ConfigurationError
 
-_STARTING: Final = {
-    "type": "about:blank",
-    "title": "Starting",
-    "status": 503,
-    "detail": "Parallax is starting: it loads and resumes what was running; try again in a moment",
-    "retryable": True,
-}
+_STARTING: Final = ("Starting", "Parallax is starting: it loads and resumes what was running; try again in a moment")
+_STOPPING: Final = ("Stopping", "Parallax is stopping: what runs is kept and resumed at its next start; try again then")
 
 
 class Front:
-    """ASGI application that answers for itself until `app` is set."""
+    """ASGI application that answers for itself until `app` is set, and again from `shut` on."""
 
     def __init__(self) -> None:
         self.app: Any = None
+        self._inside: set[asyncio.Task[Any]] = set()  # requests that the app is answering
+        self._shut = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if self.app is not None:
-            await self.app(scope, receive, send)
+        if self.app is not None and not self._shut:
+            task = asyncio.current_task()
+            assert task is not None
+            self._inside.add(task)
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self._inside.discard(task)
         elif scope["type"] == "http" and scope["path"] == "/healthz":
             await _answer(send, 200, "application/json", {"status": "ok"})
         elif scope["type"] == "http" and scope["path"] == "/readyz":
-            await _answer(send, 503, "application/json", {"ready": False, "reason": "the engine is starting"})
+            reason = f"the engine is {'stopping' if self._shut else 'starting'}"
+            await _answer(send, 503, "application/json", {"ready": False, "reason": reason})
         elif scope["type"] == "http":
-            await _answer(send, 503, "application/problem+json", _STARTING)
+            title, detail = _STOPPING if self._shut else _STARTING
+            problem = {"type": "about:blank", "title": title, "status": 503, "detail": detail, "retryable": True}
+            await _answer(send, 503, "application/problem+json", problem)
+
+    def shut(self) -> None:
+        """From now on every new request is refused with 503, and the event streams end."""
+        from sse_starlette.sse import AppStatus  # it is loaded if there is a stream
+
+        self._shut = True
+        AppStatus.should_exit = True  # of this process: one that was told to stop serves nothing any more
+
+    async def drain(self, limit_s: float) -> None:
+        """Wait for the requests that were under way, and cut off what is not done by then."""
+        if self._inside:
+            _, late = await asyncio.wait(set(self._inside), timeout=limit_s)
+            for task in late:
+                task.cancel()
 
 
 async def _answer(send: Any, status: int, media: str, body: dict[str, Any]) -> None:

@@ -96,10 +96,12 @@ async def test_a_run_ends_with_one_pull_request_that_tells_its_evidence(team, fo
         assert all(row["state"] == "revoked" and row["uses"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("point", ["push.before", "push.done_before_record", "pr.created_before_record"])
+@pytest.mark.parametrize(
+    "point", ["token.minted_before_use", "push.before", "push.done_before_record", "pr.created_before_record"]
+)
 async def test_what_a_crash_cut_off_from_its_record_is_found_and_not_repeated(team, forge, shop, app, point):
     async with team(FIX, **app) as t:
-        failpoints.arm(f"{point}=raise")
+        failpoints.arm(f"{point}=raise@{3 if point == 'token.minted_before_use' else 1}")  # two to check the wish
         execution = await t.start(PATTERN, {"goal": "x"}, wish=WISH)
         async with asyncio.timeout(30):
             while (await t.parallax.store.execution(execution.id)).state is not ExecutionState.NEEDS_ATTENTION:
@@ -114,7 +116,7 @@ async def test_what_a_crash_cut_off_from_its_record_is_found_and_not_repeated(te
         assert len(await t.told(execution, "pull_request.opened")) == 1
         assert len(await t.told(execution, "branch.pushed")) == 1
         after = [path for method, path in forge.requests if method == "POST" and path.endswith("git-receive-pack")]
-        assert len(after) - len(pushes) == (1 if point == "push.before" else 0)
+        assert len(after) - len(pushes) == (1 if point in {"token.minted_before_use", "push.before"} else 0)
         assert len(t.ledger()) == 2, "no turn was run again"
     assert forge.alive == []
 

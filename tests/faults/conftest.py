@@ -1,4 +1,7 @@
-"""The fault suite's page: printed at the end of a run, and written to PARALLAX_FAULTS_PAGE where that is set."""
+"""The fault suite's page: printed at the end of a run, and written to PARALLAX_FAULTS_PAGE where that is set.
+
+Workers of pytest-xdist send what they found to the process that prints. Only a run that failed nowhere is written.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from parallax.failpoints import POINTS
 from tests.e2e.conftest import new_world
 from tests.e2e.processes import World
-from tests.faults.tier import PAGE, SEED, TIER
+from tests.faults.points import ELSEWHERE, placed
+from tests.faults.tier import PAGE, SEED, STRUCK, TIER
 
 MARKS = ("<!-- faults: begin -->", "<!-- faults: end -->")
 
@@ -27,7 +32,30 @@ def world() -> Iterator[World]:
         yield made
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("dsession"):
+        config.pluginmanager.register(_Gather(), "faults-gather")
+
+
+class _Gather:
+    """In the process that hands tests out: takes over what a worker found when it ends."""
+
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        found = getattr(node, "workeroutput", {})
+        PAGE.update({test: (done, seen) for test, (done, seen) in found.get("faults_page", {}).items()})
+        STRUCK.extend((point, kind) for point, kind in found.get("faults_struck", ()))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)  # a worker's way to the process that prints
+    if output is not None:
+        output["faults_page"] = {test: list(line) for test, line in PAGE.items()}
+        output["faults_struck"] = [list(strike) for strike in STRUCK]
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if STRUCK:
+        PAGE["R2"] = _strikes()
     if not PAGE:
         return
     counts = {what: len(terminalreporter.stats.get(what, ())) for what in ("passed", "failed", "skipped", "error")}
@@ -42,11 +70,25 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     ]
     terminalreporter.section("fault suite")
     terminalreporter.write_line("\n".join(lines))
-    if target := os.environ.get("PARALLAX_FAULTS_PAGE"):
+    if (target := os.environ.get("PARALLAX_FAULTS_PAGE")) and (counts["failed"] or counts["error"]):
+        terminalreporter.write_line(f"{target} is left as it was: something failed")
+    elif target:
         page = Path(target)
         before, _, rest = page.read_text().partition(MARKS[0])
         _, _, after = rest.partition(MARKS[1])
         page.write_text(f"{before}{MARKS[0]}\n" + "\n".join(lines) + f"\n{MARKS[1]}{after}")
+
+
+def _strikes() -> tuple[str, str]:
+    """R2's line."""
+    kinds = {"kill": "killed", "raise": "failed", "stall": "stalled"}
+    by_kind = {kind: {point for point, how in STRUCK if how == kind} for kind in kinds}
+    done = ", ".join(f"{word} at {len(by_kind[kind])} failpoints" for kind, word in kinds.items() if by_kind[kind])
+    return (
+        f"the server is {done}, one server each",
+        f"{len(STRUCK)} times the undisturbed end, and no finished step again; struck by tests of their rooms: "
+        f"{', '.join(sorted(ELSEWHERE))}; without a place: {', '.join(sorted(POINTS.keys() - placed()))}",
+    )
 
 
 def _number(entry: tuple[str, Any]) -> tuple[str, int]:

@@ -1,12 +1,7 @@
-"""R2: the server is killed, or fails, or stalls at every failpoint; the work ends with the same result each time.
-
-A chain is one execution: the server is started with the first point, dies there, is started with the next. At most four
-in a row before a step is finished, because five recoveries without a result park the execution.
-"""
+"""R2: the server is killed, or fails, or stalls at every failpoint; the work ends with the same result each time."""
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import time
@@ -25,24 +20,8 @@ from tests.e2e.conftest import new_world
 from tests.e2e.processes import World, finish
 from tests.faults import duo
 from tests.faults.client import GONE, call
-from tests.faults.tier import TIER, big, record, size
-
-DUO = [
-    ["FP01", "FP02", "FP03", "FP04"],
-    ["FP05", "FP34", "FP07", "FP08"],
-    ["FP09", "FP10", "FP11", "FP12"],
-    ["FP15", "FP19", "FP20", "FP16"],
-    ["FP17@2", "FP18", "FP18@2", "FP13@3"],
-    ["FP17@4", "FP33", "FP30", "FP31", "FP36"],
-]
-# Struck by the tests of the rooms where they lie; and those that have a place, but no test yet.
-ELSEWHERE = {
-    "FP23": "execution/test_finalising.py", "FP24": "execution/test_finalising.py",
-    "FP25": "execution/test_finalising.py", "FP32": "execution/test_housekeeping.py", "FP35": "storage/test_migrating.py",
-}  # fmt: skip
-OPEN = {"FP06"}
-STRUCK: set[str] = set()
-FOUND: list[str] = []  # by kind, what the page tells
+from tests.faults.points import CANCEL, DUO, ELSEWHERE, KILLED, WAITS, placed
+from tests.faults.tier import STRUCK, TIER, big, size
 
 
 def plan(point: str, kind: str = "kill") -> str:
@@ -65,7 +44,7 @@ def armed(world: World, point: str, kind: str = "kill") -> Iterator[subprocess.P
     name = point.partition("@")[0]
     assert f"failpoint {POINTS[name]} {kind}" in done.err, f"{point} was never reached: {done.err}"
     assert done.code == (-signal.SIGKILL if kind == "kill" else 0), done.err
-    STRUCK.add(name)
+    STRUCK.append((name, kind))
 
 
 def survive(act: Callable[[], Any]) -> Any:
@@ -89,10 +68,9 @@ def test_r2_killed_again_and_again_it_ends_with_the_same_result(world: World, ch
         assert execution_id in {None, again}
         assert world.inside("watch", again).code == 0
         duo.check_end(world, again)
-    FOUND.append(f"{len(chain)} kills")
 
 
-WAITS = """
+NAP_AND_ASK = """
 sleep(300, {id: "nap"})
 const answer = askHuman("Go on?", {id: "go"})
 return answer
@@ -101,7 +79,7 @@ return answer
 
 def waiting(world: World) -> str:
     """Start a program that sleeps and asks."""
-    (world.place / "waits.prism").write_text(WAITS)
+    (world.place / "waits.prism").write_text(NAP_AND_ASK)
     body = {"pattern": str(world.place / "waits.prism")}
     return str(call(world, "POST", "/api/executions", body, **{"Idempotency-Key": "waits"})["id"])
 
@@ -148,14 +126,14 @@ def read_stream(world: World, execution_id: str, after: int = 0) -> list[int]:
 
 @big
 def test_r2_a_timer_an_answer_and_a_stream_outlive_kills(world: World) -> None:
-    with armed(world, "FP21") as process:
+    with armed(world, WAITS[0]) as process:
         world.wait_ready(process)
         execution_id = waiting(world)
-    with armed(world, "FP22") as process:
+    with armed(world, WAITS[1]) as process:
         world.wait_ready(process)
         question = open_question(world)
         survive(lambda: answer(world, question))
-    with armed(world, "FP14@2") as process:
+    with armed(world, WAITS[2]) as process:
         world.wait_ready(process)
         seen = read_stream(world, execution_id)
     with world.serving():
@@ -165,12 +143,11 @@ def test_r2_a_timer_an_answer_and_a_stream_outlive_kills(world: World) -> None:
         shown = call(world, "GET", f"/api/executions/{execution_id}")
         assert (shown["state"], shown["result"]) == ("succeeded", "yes")
         assert seen == list(range(1, len(seen) + 1))
-    FOUND.append("3 kills")
 
 
 @big
 def test_r2_a_cancelled_execution_ends_cancelled_whenever_the_server_dies() -> None:
-    for point in ("FP28", "FP29"):
+    for point in CANCEL:
         with new_world(wait=20) as world:
             with armed(world, point) as process:
                 world.wait_ready(process)
@@ -183,7 +160,6 @@ def test_r2_a_cancelled_execution_ends_cancelled_whenever_the_server_dies() -> N
                     assert time.monotonic() < deadline, state
                     time.sleep(0.1)
                 assert world.agents_alive() == []
-        FOUND.append("1 kill")
 
 
 @pytest.mark.skipif(TIER != "full", reason="a part of `make faults FULL=1`")
@@ -199,7 +175,7 @@ def test_r2_a_failure_or_a_stall_at_a_failpoint_costs_no_result(world: World, po
     with armed(world, point, kind) as process:
         if (point, kind) == ("FP33", "raise"):  # a server that cannot read what lives does not pretend to serve
             assert process.wait(60) == 1
-            STRUCK.add(point)
+            STRUCK.append((point, kind))
             pytest.skip("the start fails, as it must; the kill is the other test's")
         world.wait_ready(process)
         with suppress(urllib.error.HTTPError):
@@ -207,7 +183,6 @@ def test_r2_a_failure_or_a_stall_at_a_failpoint_costs_no_result(world: World, po
         execution_id = duo.submit(world)
         settle(world, execution_id)
         duo.check_end(world, execution_id)
-    FOUND.append(f"1 {kind}")
 
 
 def settle(world: World, execution_id: str) -> None:
@@ -225,22 +200,9 @@ def settle(world: World, execution_id: str) -> None:
     raise AssertionError("it did not end")
 
 
-@big
-def test_r2_every_failpoint_with_a_place_was_struck() -> None:
-    """The last test of this file. A new failpoint that nothing strikes fails here."""
-    root = Path(__file__).parents[2] / "parallax"
-    placed = {name for path in root.rglob("*.py") for name in re.findall(r'\bfp\("([a-z_.]+)"\)', path.read_text())}
-    known = {number for number, name in POINTS.items() if name in placed}
-    missing = sorted(POINTS.keys() - known)
-    kinds = {kind: sum(int(line.split()[0]) for line in FOUND if kind in line) for kind in ("kill", "raise", "stall")}
-    record(
-        "R2",
-        ", ".join(f"{count} {kind}s" for kind, count in kinds.items() if count) + " at failpoints, one server each",
-        f"{len(STRUCK)} failpoints struck, each time the undisturbed result and no finished step again; struck by "
-        f"other tests: {', '.join(sorted(ELSEWHERE))}; without a test: {', '.join(sorted(OPEN)) or 'none'}; "
-        f"without a place: {', '.join(missing) or 'none'}",
-    )
+def test_r2_strikes_every_failpoint_with_a_place() -> None:
+    """A new failpoint that nothing strikes fails here; one that is listed and never reached fails where it is armed."""
+    assert placed() <= POINTS.keys()
+    assert placed() == KILLED | ELSEWHERE.keys()
     for number, file in ELSEWHERE.items():
         assert POINTS[number] in (Path(__file__).parents[1] / file).read_text()
-    assert placed <= set(POINTS.values())
-    assert known == STRUCK | ELSEWHERE.keys() | OPEN

@@ -19,6 +19,7 @@ TIER: Final = os.environ.get("PARALLAX_FAULTS") or "small"
 SEED: Final = int(os.environ.get("PARALLAX_FAULTS_SEED") or secrets.randbelow(2**32))
 ALLOWANCE: Final = 3.0  # times are asserted with three times their target: the machine may be shared
 PAGE: Final[dict[str, tuple[str, str]]] = {}  # test -> (what was done, what was seen)
+STRUCK: Final[list[tuple[str, str]]] = []  # (failpoint, kind), each time that one struck
 
 
 def size(small: Value, fast: Value, full: Value) -> Value:
