@@ -126,7 +126,7 @@ class Meter:
         self._waits = Waits() if waits is None else waits
         self._turns = {} if turns is None else turns
         self.limit = limit or Budget()
-        self._root = Scope(name="execution", limit=replace(self.limit, wall_s=None))  # its clock is the engine's
+        self._root = Scope(name="execution", limit=replace(self.limit, wall_s=None))  # its clock is the run's
         self._above: tuple[Scope, ...] = () if parent is None else (parent._root, *parent._above)
         self._scopes: dict[str, Scope] = {}
         self._spent: dict[tuple[str, str], Usage] = {}  # (role, step) -> before this start of the server
