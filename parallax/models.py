@@ -487,7 +487,8 @@ class LaunchSpec:
     `argv` is never a shell string. `secrets` reach the environment of that one process only. Paths are those of the
     host. In a sandbox the process sees `cwd` as /workspace and may write there, in `home` (private to the agent, kept
     between its turns, /home/agent) and in `writable`; it reads what `readable` names, each at its own path (a program
-    with the package that it belongs to), `objects` (the mirror's, also as /mirror/objects), and the system. `network`
+    with the package that it belongs to), `objects` (the mirror's, also as /mirror/objects), the directories of `shared`
+    (each at the place in the tree or the home that its name says, such as `tree/.venv`), and the system. `network`
     is none, gateway or open; `gateway` is the unix socket that is joined to 127.0.0.1:8899 inside. `sandbox` is what
     the agent's type wishes where the user has said nothing: require (None means the same), auto or off.
     """
@@ -500,6 +501,7 @@ class LaunchSpec:
     readable: tuple[Path, ...] = ()
     writable: tuple[Path, ...] = ()
     objects: Path | None = None
+    shared: tuple[tuple[str, Path], ...] = ()
     network: str = "gateway"
     gateway: Path | None = None
     limits: Limits = field(default_factory=Limits)

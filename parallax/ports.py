@@ -110,7 +110,7 @@ class AgentSession:
     `home` is private to the agent, kept between turns, never under a world-writable directory. `cli_session` is the
     CLI's own session id, when one is to be resumed. `door` is the gateway's; None where there is no gateway. `objects`
     are the git objects that the tree borrows. `shut_in`: a sandbox of ours holds it, and all names are those inside.
-    `capabilities` are what the role asks for: they choose among registered agents.
+    `capabilities` are what the role asks for: they choose among registered agents. `shared`: see LaunchSpec.
     """
 
     agent_id: str
@@ -127,6 +127,7 @@ class AgentSession:
     objects: Path | None = None
     shut_in: bool = False
     capabilities: tuple[str, ...] = ()
+    shared: tuple[tuple[str, Path], ...] = ()
 
     @property
     def model_door(self) -> ModelDoor | None:
@@ -259,6 +260,10 @@ class AgentRuntime(Protocol):
     """A place where agent processes run."""
 
     name: str
+
+    @property
+    def shuts_in(self) -> bool:
+        """Whether what it starts is in a sandbox, where directories can be mounted."""
 
     def inside(self, session: AgentSession) -> AgentSession:
         """The session with the names that its places have for the agent: what a CLI module is given."""

@@ -37,7 +37,8 @@ Reset = Callable[[], Awaitable[None]]
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A place in a role for one agent, held by one step at a time. `env` are variables of its workspace: its ports."""
+    """A place in a role for one agent, held by one step at a time. `env` are its workspace's ports, `shared`
+    what the repository's set-up has built for it."""
 
     role: Role
     number: int
@@ -45,6 +46,7 @@ class Slot:
     type: str
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     env: Mapping[str, str] = field(default_factory=dict)
+    shared: tuple[tuple[str, Path], ...] = ()
 
 
 class AgentProxy:
@@ -138,6 +140,10 @@ class AgentProxy:
             self._free[role.name].add(place)
         self._free[role.name].discard(number)
         return slots[number - 1]
+
+    def home(self, slot: Slot) -> Path:
+        """Where the agent of a slot keeps what is its own."""
+        return self._homes / self._execution.id / f"{slot.role.name}.{slot.number}"
 
     # -- calling ---------------------------------------------------------------------------------------------------
 
@@ -236,13 +242,14 @@ class AgentProxy:
             execution=self._execution.id,
             role=slot.role.name,
             type=slot.type,
-            home=self._homes / self._execution.id / f"{slot.role.name}.{slot.number}",
+            home=self.home(slot),
             tree=tree,
             preset=preset,
             model=(self._execution.options or {}).get("model"),
             objects=self._objects,
             capabilities=slot.role.capabilities,
             env=slot.env,
+            shared=slot.shared,
         )
         async with self._meter.turn(
             agent_id=slot.agent_id,

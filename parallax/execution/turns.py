@@ -16,7 +16,7 @@ from typing import Final
 import orjson
 
 from parallax.agents.clients.report import read_report
-from parallax.errors import AgentStalled
+from parallax.errors import AgentStalled, StepFailed
 from parallax.execution import prompts
 from parallax.execution.agent_proxy import Reset, Slot
 from parallax.execution.course import Course
@@ -82,7 +82,25 @@ class Turns:
             course.execution.id, slot.role.name, slot.number, course.repo, kind=kind, base_commit=await course.head()
         )
         slot.env = await course.workspaces.ports.of(place.path, course.profile.ports)
+        if (
+            course.profile.setup and (await course.checks.profile(course.repo))[1]
+        ):  # a guess may fail, and forbids nothing
+            await self._equip(slot, place)
         return place
+
+    async def _equip(self, slot: Slot, place: Workspace) -> None:
+        """Give the agent what the repository's set-up built. Raises StepFailed: without it no work can be judged."""
+        course, home = self._course, self._course.proxy.home(slot)
+        assert course.repo is not None
+        await asyncio.to_thread(partial(home.mkdir, mode=0o700, parents=True, exist_ok=True))
+        setup, slot.shared = await course.checks.equip(course.repo, place.tree, home, place.head, course.profile)
+        if failed := setup.failed:
+            raise StepFailed(
+                f"the repository's set-up does not work, so no agent was asked: {failed.oracle} ({failed.detail}). "
+                f"Put `setup` in .parallax.yaml right, or what it reads. Its last words: {(failed.log or '')[-500:]}"
+            )
+        laid = [name.removeprefix("tree/") for name in setup.built if name.startswith("tree/")]
+        await course.workspaces.exclude(place, laid)
 
     async def moved(self, place: Workspace, commit: str) -> Workspace:
         await self._course.workspaces.move_to(place, commit)

@@ -16,13 +16,13 @@ from asyncio import to_thread
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from parallax import documents
 from parallax.errors import AgentUnavailable, NotFoundError
-from parallax.models import Evidence, LaunchSpec, hash12
+from parallax.models import Evidence, LaunchSpec
 from parallax.ports import SETUP, AgentProcess, AgentRuntime, AgentSession, Doors, ModelDoor
 from parallax.workspaces import layout
 from parallax.workspaces import profile as profiles
@@ -32,6 +32,7 @@ from parallax.workspaces.outputs import counts_in, failed_in, is_named, own_coun
 from parallax.workspaces.profile import Check, Command, Profile
 from parallax.workspaces.repository import Repository
 from parallax.workspaces.service import WorkspaceService
+from parallax.workspaces.setups import Setup, Setups, Shared
 
 _Read: TypeAlias = Callable[[int], Awaitable[bytes]]
 
@@ -67,6 +68,7 @@ class CheckRunner:
         self._runtime = runtime
         self._limit = asyncio.Semaphore(limit)
         self._locks = Locks()
+        self._setups = Setups(service, self._run_setup)
         self._verdicts: OrderedDict[str, Evidence] = OrderedDict()
         self._profiles: dict[tuple[Path, str], tuple[Profile, bool]] = {}
 
@@ -104,7 +106,7 @@ class CheckRunner:
                 return replace(self._verdicts[key], oracle=name)
             async with self._limit, self._service.checkout(repo, commit) as path:
                 limit_s = timeout_s or wanted.timeout or CHECK_TIMEOUT_S
-                evidence, final = await self._check(repo, path, name, wanted, profile, limit_s)
+                evidence, final = await self._check(repo, path, commit, name, wanted, profile, limit_s)
             if final:
                 self._verdicts[key] = evidence
                 if len(self._verdicts) > _KEPT:
@@ -121,51 +123,60 @@ class CheckRunner:
     async def try_out(self, root: Path, profile: Profile) -> list[Evidence]:
         """For `parallax init`: the set-up commands and all checks, once, on a clean checkout of HEAD."""
         repo = await self._service.open_repository(str(root))
-        async with self._service.checkout(repo, repo.base_commit) as path:
-            done = list(await self._set_up(repo, path, profile))
-            return done + await self.run_all(repo, repo.base_commit, list(profile.checks), profile=profile)
+        done = (await self._setups.of(repo, repo.base_commit, profile)).evidence if profile.setup else ()
+        return [*done, *await self.run_all(repo, repo.base_commit, list(profile.checks), profile=profile)]
 
     async def _check(
-        self, repo: Repository, path: Path, name: str, check: Check, profile: Profile, timeout_s: float
+        self, repo: Repository, path: Path, commit: str, name: str, check: Check, profile: Profile, timeout_s: float
     ) -> tuple[Evidence, bool]:
         """The evidence, and whether it will be the same the next time."""
-        set_up = await self._set_up(repo, path, profile)
-        if failed := next((e for e in set_up if not e.passed), None):
+        await self._copy(repo, path, profile)
+        shared: Shared = ()
+        failed = None
+        if profile.setup:
+            setup, shared = await self.equip(repo, path, path.parent / "home", commit, profile)
+            failed = setup.failed
+        if failed is not None:
             detail = f"could not run: {failed.oracle} failed ({failed.detail})"
             return Evidence(oracle=name, passed=None, score=None, detail=detail, log=failed.log), False
-        evidence, ran = await self._judged(repo, path, name, check, profile, timeout_s)
+        evidence, ran = await self._judged(repo, path, name, check, profile, timeout_s, shared)
         if evidence.passed is False and ran.code is not None:
-            again, _ = await self._judged(repo, path, name, check, profile, timeout_s)
+            again, _ = await self._judged(repo, path, name, check, profile, timeout_s, shared)
             if again.passed:
                 evidence = _flaky(evidence, again, allowed=name in profile.flaky)
         return evidence, evidence.passed is not None and ran.code is not None
 
     async def _judged(
-        self, repo: Repository, path: Path, name: str, check: Check, profile: Profile, timeout_s: float
+        self, repo: Repository, path: Path, name: str, check: Check, profile: Profile, timeout_s: float, shared: Shared
     ) -> tuple[Evidence, _Ran]:
         """One run of a check. It has ports of its own: an agent's server may still listen on the workspace's."""
         async with self._service.ports.lent(profile.ports) as ports:
-            ran = await self._execute(repo, path, check.run, profile, "none", timeout_s, env=ports)
+            ran = await self._execute(repo, path, check.run, profile, "none", timeout_s, env=ports, shared=shared)
         return _known_red(_judge(name, check, ran, timeout_s), ran, profile.known_red), ran
 
-    async def _set_up(self, repo: Repository, path: Path, profile: Profile) -> list[Evidence]:
-        """Copy the listed files and run the set-up commands, once per checkout; the record lies beside the tree."""
-        record = path.parent / f"setup-{hash12(profile.model_dump_json())}.json"
-        async with self._locks.hold(str(record)):
-            if await to_thread(record.exists):
-                return [Evidence(**entry) for entry in json.loads(await to_thread(record.read_bytes))]
-            for source, target in profile.copies():
-                await to_thread(layout.copy_into, path, [path, repo.local], source, target)
-            done = []
-            async with self._way_out(path, profile.network) as door:
-                for command in profile.setup:
-                    name = f"setup: {command if isinstance(command, str) else ' '.join(command)}"
-                    ran = await self._execute(repo, path, command, profile, profile.network, SETUP_TIMEOUT_S, door)
-                    done.append(_judge(name, Check(run=command), ran, SETUP_TIMEOUT_S))
-                    if not done[-1].passed:
-                        break
-            await to_thread(record.write_text, json.dumps([asdict(e) for e in done]))
+    async def equip(
+        self, repo: Repository, tree: Path, home: Path, commit: str, profile: Profile
+    ) -> tuple[Setup, Shared]:
+        """Bring what the set-up of a commit built to an agent's tree and home; the latter are to be mounted."""
+        setup = await self._setups.of(repo, commit, profile)
+        return setup, await to_thread(setup.lay, tree, home, mounted=self._runtime.shuts_in)
+
+    async def _run_setup(self, repo: Repository, path: Path, profile: Profile) -> list[Evidence]:
+        """Copy the listed files and run the set-up commands, with the network that the profile allows them."""
+        await self._copy(repo, path, profile)
+        done: list[Evidence] = []
+        async with self._way_out(path, profile.network) as door:
+            for command in profile.setup:
+                name = f"setup: {_shown(command)}"
+                ran = await self._execute(repo, path, command, profile, profile.network, SETUP_TIMEOUT_S, door)
+                done.append(_judge(name, Check(run=command), ran, SETUP_TIMEOUT_S))
+                if not done[-1].passed:
+                    break
         return done
+
+    async def _copy(self, repo: Repository, path: Path, profile: Profile) -> None:
+        for source, target in profile.copies():
+            await to_thread(layout.copy_into, path, [path, repo.local], source, target)
 
     @asynccontextmanager
     async def _way_out(self, path: Path, network: str) -> AsyncIterator[ModelDoor | None]:
@@ -174,7 +185,7 @@ class CheckRunner:
         session = AgentSession(
             agent_id=name, execution="", role=SETUP, type=SETUP, home=path.parent / "home", tree=path
         )
-        if self._doors is None or network != "gateway" or not self._runtime.inside(session).shut_in:
+        if self._doors is None or network != "gateway" or not self._runtime.shuts_in:
             yield None
             return
         try:
@@ -185,7 +196,7 @@ class CheckRunner:
 
     async def _execute(
         self, repo: Repository, path: Path, command: Command, profile: Profile, network: str, timeout_s: float,
-        door: ModelDoor | None = None, env: Mapping[str, str] | None = None,
+        door: ModelDoor | None = None, env: Mapping[str, str] | None = None, shared: Shared = (),
     ) -> _Ran:  # fmt: skip
         home = path.parent / "home"
         spec = LaunchSpec(
@@ -196,6 +207,7 @@ class CheckRunner:
             gateway=None if door is None else door.socket,
             home=home,
             objects=repo.objects,
+            shared=shared,
             sandbox="auto",  # where the agents may run, their work may be checked
             network=network,
             labels={"kind": "check"},

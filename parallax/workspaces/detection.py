@@ -264,7 +264,8 @@ def _table(value: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 _COMMENTS: Final = {
-    "setup": "Run once in a fresh checkout, before any check.",
+    "setup": "Run once for each state of the lock files; what it builds is there, read-only, for agents and checks.",
+    "locks": "The files that say what `setup` builds, if not the usual lock files and manifests. `**` for all.",
     "checks": "Exit code 0 means good. A command is text for the shell, or a list of arguments.\n"
     "Long form: {run: ..., timeout: 5m, score_pattern: '(?P<passed>\\d+) passed, (?P<failed>\\d+) failed'}",
     "defaults": "quick judges every attempt, full judges the merged result.",

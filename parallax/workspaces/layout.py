@@ -4,6 +4,7 @@
     <root>/<execution>/<role>.<n>/git   the server's: HEAD, MERGE_HEAD, index, config, alternates to the mirror
     <root>/<execution>/<role>.<n>/tree  the agent's; `tree/.git` is a throw-away repository that the server only writes
     <root>/checkouts/<hash>/{tree,home} clean checkouts for checks, gone after use
+    <root>/setups/<hash>/               what `setup` built for a state of the lock files (see setups)
     <root>/ports/<number>               who has this port (see ports)
     <root>/trash/                       what is being deleted
 
@@ -105,6 +106,9 @@ def write_agent_git(
     if merge_heads:
         (new / "MERGE_HEAD").write_text("".join(f"{sha}\n" for sha in merge_heads), encoding="ascii")
         (new / "MERGE_MSG").write_text("Merge the team's result\n", encoding="ascii")
+    exclude = workspace / "git" / "info" / "exclude"
+    if exclude.is_file():
+        shutil.copy2(exclude, new / "info" / "exclude")
     if index is not None:
         shutil.copy2(index, new / "index")  # with its time, see WorkspaceService._index_copy
     replace(new, tree / ".git")
@@ -145,13 +149,14 @@ def write_heads(git_dir: Path, head: str, merging: tuple[str, ...] = ()) -> None
     """Move a workspace. Each file is replaced by rename, MERGE_HEAD first: a kill between the two is undone by
     restoring the snapshot that every step begins with."""
     if merging:
-        _write_durably(git_dir / "MERGE_HEAD", "".join(f"{sha}\n" for sha in merging))
+        write_durably(git_dir / "MERGE_HEAD", "".join(f"{sha}\n" for sha in merging))
     else:
         (git_dir / "MERGE_HEAD").unlink(missing_ok=True)
-    _write_durably(git_dir / "HEAD", f"{head}\n")
+    write_durably(git_dir / "HEAD", f"{head}\n")
 
 
-def _write_durably(path: Path, content: str) -> None:
+def write_durably(path: Path, content: str) -> None:
+    """A file that is whole or not there, and on disk when this returns."""
     new = path.with_name(f"{path.name}.new")
     with new.open("w", encoding="ascii") as file:
         file.write(content)

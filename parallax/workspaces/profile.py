@@ -128,6 +128,7 @@ class Profile(_Part):
     language: StrictStr | None = None
     package_manager: StrictStr | None = None
     setup: tuple[Command, ...] = ()
+    locks: tuple[StrictStr, ...] = ()
     checks: dict[str, Annotated[Check, BeforeValidator(_as_check)]] = Field(default_factory=dict)
     defaults: Defaults = Field(default_factory=Defaults)
     copy_files: tuple[Annotated[str, BeforeValidator(_as_copy)], ...] = Field(default=(), alias="copy")

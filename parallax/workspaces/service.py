@@ -13,7 +13,7 @@ import secrets
 import shutil
 import time
 from asyncio import to_thread
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ from parallax.workspaces.remotes import Errand, Remotes
 from parallax.workspaces.repository import Mirrors, Repository
 
 Emit: TypeAlias = Callable[[str, str, Json], Awaitable[None]]
+SETUP_KEPT_S: Final = 30 * 86_400.0
+_IGNORED, _ESCAPED = re.compile(r"([\\*?\[ ])"), r"\\\1"  # what an ignore file would read as a pattern
 KINDS: Final = frozenset({"agent", "role", "step", "readonly", "check"})
 
 
@@ -392,15 +394,36 @@ class WorkspaceService:
             entry.users -= 1
             if entry.users == 0:
                 del self._checkouts[key]
-                await to_thread(layout.discard, entry.path, self.root / "trash")
+                await self.discard(entry.path)
 
     async def _make_checkout(self, repo: Repository, commit: str) -> Path:
         path = self.root / "checkouts" / f"{commit[:12]}-{secrets.token_hex(6)}"
+        await self.fill(path, repo, commit)
+        return path
+
+    async def fill(self, path: Path, repo: Repository, commit: str) -> None:
+        """A checkout with an empty home at a place of the caller's, who `discard`s it."""
         card = layout.Card(repo=repo.location, mirror=repo.mirror.name, base=commit, kind="check")
         async with self._gone_if_failed(path):
             await self._fill(path, card, "check", repo)
             await to_thread((path / "home").mkdir)
-        return path
+
+    async def discard(self, path: Path) -> None:
+        """Make a directory below the root vanish."""
+        await to_thread(layout.discard, path, self.root / "trash")
+
+    async def unknown_to_git(self, path: Path, repo: Repository) -> list[str]:
+        """What lies in a checkout and is not of its commit, ignored or not; whole directories by their name alone."""
+        place = self._place(path, repo.mirror)
+        listed = await trees.plumb(self.git, place, "ls-files", "--others", "--directory", "-z")
+        return [text(name).rstrip("/") for name in listed.split(b"\0") if name]
+
+    async def exclude(self, workspace: Workspace, names: Sequence[str]) -> None:
+        """Leave these out of what is committed: they are laid into the tree by the server."""
+        async with self._alone(workspace) as (_, place):
+            lines = "".join(f"/{_IGNORED.sub(_ESCAPED, name)}\n" for name in names)
+            await to_thread(layout.write_durably, place.git_dir / "info" / "exclude", lines)
+            await self._refresh(workspace, place)
 
     # Back to the user
 
@@ -638,11 +661,17 @@ def _write_agent_git(path: Path, role: str, objects: Path, index: Path | None = 
     )
 
 
+def _is_used(record: Path) -> bool:
+    """A set-up that is whole and was wanted in the last days."""
+    return record.is_file() and time.time() - record.stat().st_mtime < SETUP_KEPT_S
+
+
 def _sweep(root: Path) -> int:
     """Half-made workspaces and mirrors, all checkouts, the trash, and the locks of a killed git."""
     trash = root / "trash"
     half_made = [*root.glob("*/.tmp-*"), *root.glob("checkouts/*"), *root.glob("*/*/.agent-git-*")]
     half_made += [*root.glob("*/*/.old-*"), *root.glob("*/*/git/index-*"), *root.glob("mirrors/*/changes-*.index*")]
+    half_made += [path for path in root.glob("setups/*") if not _is_used(path / "setup.json")]
     for path in half_made:
         layout.discard(path, trash)
     for git_dir in root.glob("*/*/git"):

@@ -32,3 +32,26 @@ async def test_known_red_tests_do_not_send_work_back(team, place):
             found = await t.told(execution, "evidence.recorded")
             assert [e["passed"] for e in found][:1] == told
             assert (execution.state is ExecutionState.SUCCEEDED) is told[0]
+
+
+async def test_an_agent_has_what_the_set_up_built_and_does_not_commit_it(team, place):
+    profile = "version: 1\nsetup: ['mkdir deps; echo 42 > deps/a']\nchecks:\n  quick: diff deps/a answer.txt\n"
+    repository = make_repository(place / "set-up", {"answer.txt": "41\n", ".parallax.yaml": profile})
+    copies = {"rules": [{"do": [{"run": ["sh", "-c", "cp deps/a answer.txt"]}, {"answer": {"value": "done"}}]}]}
+    async with team(copies, repository=repository) as t:
+        execution = await t.run(PATTERN, {"goal": "x"})
+        assert execution.state is ExecutionState.SUCCEEDED, execution.reason
+        assert t.branch_file(execution, "answer.txt") == "42\n"
+        assert t.branch_file(execution, "deps/a") is None
+        assert len(list((t.parallax.workspaces.root / "setups").iterdir())) == 1
+
+
+async def test_a_set_up_that_fails_is_told_before_any_agent_is_asked(team, place):
+    profile = "version: 1\nsetup: ['echo no network >&2; exit 7']\nchecks:\n  quick: 'true'\n"
+    repository = make_repository(place / "broken", {"answer.txt": "41\n", ".parallax.yaml": profile})
+    async with team(WRITES, repository=repository) as t:
+        execution = await t.run(PATTERN, {"goal": "x"})
+        assert execution.state is ExecutionState.FAILED
+        assert "set-up does not work" in execution.reason
+        assert "no network" in execution.reason
+        assert t.ledger() == []

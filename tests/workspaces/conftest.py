@@ -233,6 +233,7 @@ class PlainRuntime:
     """Runs a LaunchSpec as a plain process, and remembers what it was asked."""
 
     name = "plain"
+    shuts_in = False
 
     def __init__(self) -> None:
         self.specs: list[LaunchSpec] = []

@@ -133,18 +133,6 @@ async def test_at_most_two_run_at_once(checks, repo, tmp_path):
     assert most == 2
 
 
-async def test_set_up_runs_once_per_checkout_and_its_failure_is_no_verdict(checks, repo, tmp_path):
-    count = tmp_path / "count"
-    profile = load(f"setup: ['echo x >> {count}; touch built']\nchecks: {{a: test -f built, b: test -f built}}")
-    done = await checks.run_all(repo, repo.base_commit, ["a", "b"], profile=profile)
-    assert [e.passed for e in done] == [True, True]
-    assert count.read_text() == "x\n"
-    broken = load("setup: ['exit 4', 'touch never']\nchecks: {a: 'true'}")
-    evidence = await checks.run(repo, repo.base_commit, "a", profile=broken)
-    assert evidence.passed is None
-    assert evidence.detail == "could not run: setup: exit 4 failed (failed with exit code 4)"
-
-
 async def test_listed_files_are_copied_and_never_through_a_link(checks, service, user, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()

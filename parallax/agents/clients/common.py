@@ -95,6 +95,7 @@ def launch(runtime: AgentRuntime, cli: AgentCLI, session: AgentSession, program:
         cwd=session.tree,
         home=session.home,
         objects=session.objects,
+        shared=session.shared,
         network=network,
         gateway=session.door.socket if session.door is not None else None,
     )

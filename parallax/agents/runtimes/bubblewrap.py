@@ -109,6 +109,9 @@ class Bubblewrap:
             # Also at its own path: that is what the alternates of the tree's throw-away repository name.
             for place in (OBJECTS, spec.objects):
                 command += ["--ro-bind", str(spec.objects), str(place)]
+        for name, path in spec.shared:
+            root, _, rest = name.partition("/")
+            command += ["--ro-bind", str(path), str((TREE if root == "tree" else HOME) / rest)]
         if spec.gateway is not None and spec.network == "gateway":
             command += ["--bind", str(spec.gateway), SOCKET]
         return command

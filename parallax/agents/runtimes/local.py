@@ -205,6 +205,11 @@ class LocalRuntime:
             "PARALLAX_SANDBOX=off runs them without, with all rights of your own"
         )
 
+    @property
+    def shuts_in(self) -> bool:
+        """Whether what it starts is in a sandbox, where directories can be mounted."""
+        return self._shut is not None
+
     def inside(self, session: AgentSession) -> AgentSession:
         """The session with the names that its places have for the agent."""
         return session if self._shut is None else self._shut.inside(session)
