@@ -164,7 +164,7 @@ def test_r2_a_cancelled_execution_ends_cancelled_whenever_the_server_dies() -> N
 
 @pytest.mark.skipif(TIER != "full", reason="a part of `make faults FULL=1`")
 @pytest.mark.parametrize("kind", ["raise", "stall"])
-@pytest.mark.parametrize("point", [point for chain in DUO for point in chain if "@" not in point])
+@pytest.mark.parametrize("point", sorted({point.partition("@")[0] for chain in DUO for point in chain}))
 def test_r2_a_failure_or_a_stall_at_a_failpoint_costs_no_result(world: World, point: str, kind: str) -> None:
     """What fails inside is parked with its cause, a person releases it, and it ends as if nothing had been."""
     if point in {"FP33", "FP34"}:
@@ -183,6 +183,46 @@ def test_r2_a_failure_or_a_stall_at_a_failpoint_costs_no_result(world: World, po
         execution_id = duo.submit(world)
         settle(world, execution_id)
         duo.check_end(world, execution_id)
+
+
+@pytest.mark.skipif(TIER != "full", reason="a part of `make faults FULL=1`")
+@pytest.mark.parametrize("kind", ["raise", "stall"])
+@pytest.mark.parametrize("point", WAITS)
+def test_r2_a_failure_or_a_stall_loses_no_timer_answer_or_event(world: World, point: str, kind: str) -> None:
+    with armed(world, point, kind) as process:
+        world.wait_ready(process)
+        execution_id = waiting(world)
+        deadline = time.monotonic() + 60
+        while (shown := call(world, "GET", f"/api/executions/{execution_id}"))["state"] != "succeeded":
+            assert time.monotonic() < deadline, shown
+            with suppress(urllib.error.HTTPError):
+                if shown["state"] == "needs_attention":
+                    call(world, "POST", f"/api/executions/{execution_id}/resume")
+                for question in call(world, "GET", "/api/questions")["questions"]:
+                    call(world, "POST", f"/api/questions/{question['id']}/answer", {"answer": "yes"})
+            time.sleep(0.1)
+        assert shown["result"] == "yes"
+        seen = read_stream(world, execution_id)
+        seen += read_stream(world, execution_id, seen[-1] if seen else 0)
+        events = call(world, "GET", f"/api/executions/{execution_id}/events?follow=false", raw=True)
+        assert seen == list(range(1, events.count(b"id:") + 1))
+
+
+@pytest.mark.skipif(TIER != "full", reason="a part of `make faults FULL=1`")
+@pytest.mark.parametrize("kind", ["raise", "stall"])
+@pytest.mark.parametrize("point", CANCEL)
+def test_r2_a_cancel_that_fails_or_stalls_can_be_asked_again(point: str, kind: str) -> None:
+    with new_world(wait=20) as world, armed(world, point, kind) as process:
+        world.wait_ready(process)
+        execution_id = duo.submit(world)
+        world.wait_started()
+        deadline = time.monotonic() + 60
+        while (shown := call(world, "GET", f"/api/executions/{execution_id}"))["state"] != "cancelled":
+            assert time.monotonic() < deadline, shown
+            with suppress(urllib.error.HTTPError):
+                call(world, "POST", f"/api/executions/{execution_id}/cancel")
+            time.sleep(1)
+        assert world.agents_alive() == []
 
 
 def settle(world: World, execution_id: str) -> None:
