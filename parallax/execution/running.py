@@ -106,8 +106,8 @@ class RunningExecution:
         if self.cancelled_by is not None:
             return
         self.cancelled_by = by
-        if self.journal is not None:
-            try:
+        try:
+            if self.journal is not None:
                 await self.journal.commit(
                     [
                         not_ended(self.id),
@@ -115,9 +115,12 @@ class RunningExecution:
                     ],
                     [self.journal.event("execution.cancelling", by=by)],
                 )
-            except FencedError:
-                raise ConflictError(f"execution '{self.id}' has just ended") from None
-        fp("cancel.recorded_before_kill")
+            fp("cancel.recorded_before_kill")
+        except FencedError:
+            raise ConflictError(f"execution '{self.id}' has just ended") from None
+        except BaseException:
+            self.cancelled_by = None  # it was not stopped: whoever asks again is heard
+            raise
         self.stop()
 
     def cancelled_elsewhere(self, by: str) -> None:
