@@ -374,6 +374,12 @@ class AgentSupervisor:
         if (member := self._members.get(agent_id)) is not None:
             await self._end(member, reason, state=AgentState.ERROR)
 
+    async def renew(self, agent_id: str) -> None:
+        """Its next turn begins a new session in a new process; unknown agents are no error."""
+        if (member := self._members.get(agent_id)) is not None:
+            await self._end(member, "its next task asks for a fresh session")
+        self._sessions.pop(agent_id, None)
+
     async def release(self, execution: str, reason: str = "the execution has ended") -> None:
         """End every agent of an execution."""
         async with asyncio.TaskGroup() as group:

@@ -227,6 +227,10 @@ class AgentProxy:
                 return None
         return error
 
+    async def renew(self, slot: Slot) -> None:
+        """Its next turn knows nothing of the ones before."""
+        await self._supervisor.renew(slot.agent_id)
+
     async def consult(self, slot: Slot, task: Task, tree: Path, ask: Ask, *, preset: str) -> TaskResult:
         """A short turn within somebody else's, such as a colleague's question: it takes no place of its own."""
         async with slot.turn:

@@ -513,7 +513,7 @@ class ExecutionHost:
 # Options that the language has and this version does not act on: a test of the value, by word and option.
 _UNSERVED: Final[dict[str, dict[str, Callable[[Json], bool]]]] = {
     "assign": {
-        "workspace": lambda value: value != "agent", "session": lambda _: True,
+        "workspace": lambda value: value != "agent", "session": lambda value: value not in ("fresh", "keep"),
     },
     "llm": {"includeReasoning": lambda value: value is True},
     "fanout": {"waitForAll": lambda value: value is False},

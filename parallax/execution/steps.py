@@ -157,6 +157,8 @@ class StepRunner:
                 # It may have been merged right before the crash; alone at its place, nothing else can have been since.
                 await course.integration.reset(course.repo, course.execution.id, before["result_head"])
             work = await self._begin(key, slot, request, asked_hash, before, word, branch, handed)
+            if work.options.get("session") == "fresh":
+                await course.proxy.renew(slot)
             await self._until_accepted(work, slot)
             step = self._step(work, slot)
             if merge and step.commit is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from parallax.models import ExecutionState
 from tests.conftest import make_repository
 from tests.execution.test_finalising import PATTERN
@@ -55,3 +57,17 @@ async def test_a_set_up_that_fails_is_told_before_any_agent_is_asked(team, place
         assert "set-up does not work" in execution.reason
         assert "no network" in execution.reason
         assert t.ledger() == []
+
+
+@pytest.mark.parametrize(("session", "ended", "starts"), [("fresh", 1, 2), ("keep", 0, 1)])
+async def test_a_task_may_ask_for_a_fresh_session(team, session, ended, starts):
+    script = f"""
+assign("engineer", "one", {{id: "a"}})
+assign("engineer", "two", {{id: "b", session: "{session}"}})
+"""
+    async with team({"rules": [{"do": [{"answer": {"value": "done"}}]}]}) as t:
+        execution = await t.run(script)
+        assert execution.state is ExecutionState.SUCCEEDED, execution.reason
+        events = await t.events(execution)
+        assert len([e for e in events if e.type == "agent.starting"]) == starts
+        assert len([e for e in events if "fresh session" in str(e.data) and e.type == "agent.stopping"]) == ended
