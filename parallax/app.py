@@ -158,6 +158,7 @@ class Parallax:
         self.workspaces = WorkspaceService(
             settings.workspaces, Git(), self.runtime, self._tell_workspace, self.credentials, self.store
         )
+        self.workspaces.max_b = settings.workspace_max_gb * 1e9
         residence = stack.enter_context(living_in(settings.workspaces))
         if residence.alone:
             await self.workspaces.sweep()

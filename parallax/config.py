@@ -95,6 +95,7 @@ class Settings(BaseSettings):
     retention_days: float = Field(default=90, ge=0)
     retention_count: int = Field(default=10_000, ge=1)
     workspace_days: float = Field(default=7, ge=0)
+    workspace_max_gb: float = Field(default=5, gt=0)
     agent_script: Path | None = None
     scripted_ledger: Path | None = None
     failpoints: str = ""

@@ -165,6 +165,12 @@ class AgentStalled(AgentError):
     """The agent was silent for longer than the limit."""
 
 
+class WorkspaceFull(AgentError):
+    """An agent has written more than its workspace may hold; another attempt would, too."""
+
+    retryable = False
+
+
 class AgentCrashed(AgentError):
     """The agent's process ended in mid-turn."""
 

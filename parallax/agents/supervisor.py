@@ -374,6 +374,12 @@ class AgentSupervisor:
         if (member := self._members.get(agent_id)) is not None:
             await self._end(member, reason, state=AgentState.ERROR)
 
+    def interrupt(self, agent_id: str, error: AgentError) -> None:
+        """End the turn of an agent with this error; without a turn there is nothing to end."""
+        member = self._members.get(agent_id)
+        if member is not None and member.turn is not None:
+            member.turn.interrupt(error)
+
     async def renew(self, agent_id: str) -> None:
         """Its next turn begins a new session in a new process; unknown agents are no error."""
         if (member := self._members.get(agent_id)) is not None:

@@ -231,6 +231,10 @@ class AgentProxy:
         """Its next turn knows nothing of the ones before."""
         await self._supervisor.renew(slot.agent_id)
 
+    def interrupt(self, slot: Slot, error: AgentError) -> None:
+        """End its running turn with this error."""
+        self._supervisor.interrupt(slot.agent_id, error)
+
     async def consult(self, slot: Slot, task: Task, tree: Path, ask: Ask, *, preset: str) -> TaskResult:
         """A short turn within somebody else's, such as a colleague's question: it takes no place of its own."""
         async with slot.turn:

@@ -7,7 +7,8 @@ place, running checks on it, and the way of a question through the team.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Final
 import orjson
 
 from parallax.agents.clients.report import read_report
-from parallax.errors import AgentStalled, StepFailed
+from parallax.errors import AgentStalled, StepFailed, WorkspaceFull
 from parallax.execution import prompts
 from parallax.execution.agent_proxy import Reset, Slot
 from parallax.execution.course import Course
@@ -26,6 +27,7 @@ from parallax.execution.verification import Oracles, could_not_run, first_line
 from parallax.models import Evidence, Json, Question, Role, Source, Task, TaskResult, Usage, Workspace
 
 TURN_S: Final = 7200.0
+LOOK_S: Final = 2.0  # between two looks at how large a workspace is
 SUBJECT_CHARS: Final = 6000
 CAPS: Final = {"approve": 1.0, "revise": 0.6, "reject": 0.3}
 
@@ -140,7 +142,7 @@ class Turns:
 
         told = self._told(slot.agent_id)
         task = replace(task, text="\n\n".join((task.text, *map(prompts.told, told))))
-        async with course.tools.serving(help_):
+        async with course.tools.serving(help_), self._within(slot, place):
             if standing.depth > 0:
                 result = await course.proxy.consult(slot, task, tree, help_.ask, preset=preset)
             else:
@@ -150,6 +152,29 @@ class Turns:
         if told:  # not before: whoever is cut off in the middle hears it again
             await course.journal.signal("heard", task.step_key, {"agent": slot.agent_id, "count": len(told)})
         return help_.applied(result)
+
+    @asynccontextmanager
+    async def _within(self, slot: Slot, place: Workspace | None) -> AsyncIterator[None]:
+        """While a turn runs, its workspace must not outgrow its limit: the turn ends with that cause."""
+        if place is None:
+            yield
+            return
+        watch = asyncio.create_task(self._watch_size(slot, place), name=f"size of {place.id}")
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await asyncio.wait({watch})
+
+    async def _watch_size(self, slot: Slot, place: Workspace) -> None:
+        workspaces = self._course.workspaces
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if (size := await workspaces.size_b(place)) > workspaces.max_b:
+                self._course.proxy.interrupt(slot, WorkspaceFull(
+                    f"the workspace {place.id} holds {size / 1e9:.3g} GB, and may hold {workspaces.max_b / 1e9:.3g} "
+                    "(PARALLAX_WORKSPACE_MAX_GB)"
+                ))  # fmt: skip
 
     def _told(self, agent_id: str) -> list[str]:
         """What a person has said to an agent and no turn of it has carried yet."""

@@ -99,6 +99,7 @@ class WorkspaceService:
         self.runtime = runtime
         self.locks = Locks()
         self.ports = Ports(root)
+        self.max_b: float = 5e9  # that one workspace may hold
         self._emit = emit
         self._store = store
         self.remotes = Remotes(git, credentials)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from parallax.models import ExecutionState
@@ -71,3 +73,13 @@ assign("engineer", "two", {{id: "b", session: "{session}"}})
         events = await t.events(execution)
         assert len([e for e in events if e.type == "agent.starting"]) == starts
         assert len([e for e in events if "fresh session" in str(e.data) and e.type == "agent.stopping"]) == ended
+
+
+async def test_an_agent_that_fills_its_workspace_is_ended_with_the_cause(team):
+    fills = ["sh", "-c", "head -c 30000000 /dev/zero > big; sleep 60"]
+    async with team({"rules": [{"do": [{"run": fills}, {"answer": {"value": "x"}}]}]}, workspace_max_gb=0.02) as t:
+        begun = time.monotonic()
+        execution = await t.run(PATTERN, {"goal": "x"})
+        assert execution.state is ExecutionState.FAILED
+        assert "PARALLAX_WORKSPACE_MAX_GB" in execution.reason
+        assert time.monotonic() - begun < 15
