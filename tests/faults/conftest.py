@@ -32,18 +32,12 @@ def world() -> Iterator[World]:
         yield made
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if config.pluginmanager.hasplugin("dsession"):
-        config.pluginmanager.register(_Gather(), "faults-gather")
-
-
-class _Gather:
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
     """In the process that hands tests out: takes over what a worker found when it ends."""
-
-    def pytest_testnodedown(self, node: Any, error: object) -> None:
-        found = getattr(node, "workeroutput", {})
-        PAGE.update({test: (done, seen) for test, (done, seen) in found.get("faults_page", {}).items()})
-        STRUCK.extend((point, kind) for point, kind in found.get("faults_struck", ()))
+    found = getattr(node, "workeroutput", {})
+    PAGE.update({test: (done, seen) for test, (done, seen) in found.get("faults_page", {}).items()})
+    STRUCK.extend((point, kind) for point, kind in found.get("faults_struck", ()))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
