@@ -16,8 +16,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import structlog
-
 from parallax.agents.runtimes.local import AGENT_MEMORY_B
 from parallax.agents.states import Life, Tell
 from parallax.agents.turn import Ask, Silence, Turn
@@ -34,6 +32,7 @@ from parallax.failpoints import fp
 from parallax.models import Agent, AgentState, Question, Task, TaskResult, new_id
 from parallax.ports import AgentClient, AgentRegistry, AgentSession, Doors
 from parallax.redaction import Redactor
+from parallax.telemetry import logger
 
 START_S: Final = 60.0
 KEEP_S: Final = 1.0  # between two looks at the agents that wait for work
@@ -45,7 +44,7 @@ GO_ON: Final = (
     "are as you left them. Go on with this task:\n\n"
 )
 
-_log = structlog.get_logger(__name__)
+_log = logger("supervisor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

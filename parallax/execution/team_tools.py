@@ -13,7 +13,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import jsonschema
 import orjson
 
 from parallax.errors import ParallaxError, UsageError
@@ -219,6 +218,8 @@ def _refused(why: str) -> ToolAnswer:
 
 def _mistake(tool: str, arguments: Mapping[str, Json]) -> str | None:
     """What is wrong with the arguments of a call, or None."""
+    import jsonschema  # here: no tool is called before an agent works
+
     try:
         orjson.dumps(dict(arguments))
     except TypeError as unfit:

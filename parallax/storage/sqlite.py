@@ -1,12 +1,18 @@
-"""SQLite: one file, one process. Writes go to the one writer thread, reads to a read-only engine, blobs beside it."""
+"""SQLite: one file, one process. Writes go to the one writer thread, reads to a read-only engine, blobs beside it.
+
+Reads run in threads of their own rather than through sqlalchemy.ext.asyncio, which loads the whole ORM at every start
+and changes threads for each call of a read.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sqlite3
 from asyncio import to_thread
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -14,10 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Executable, event
+from sqlalchemy import Engine, Executable, create_engine, event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from parallax.errors import FencedError, StorageError
 from parallax.events import Event
@@ -27,6 +32,7 @@ from parallax.storage.migrating import bring_up_sqlite
 from parallax.storage.statements import Change, event_params, insert_event
 from parallax.storage.writer import Writer
 
+READERS = 4  # threads that read, each with one connection
 REFUSED = "another owner holds this execution, or its step has a result already"
 
 
@@ -38,7 +44,8 @@ class SqliteDatabase:
         self._stack = AsyncExitStack()
         self._sql = Compiler(sqlite.dialect(paramstyle="named"))
         self._blobs = BlobFiles(path.parent / "blobs")
-        self._reader: AsyncEngine
+        self._reader: Engine
+        self._threads: ThreadPoolExecutor
         self.writer = Writer(path, relieve)
 
     async def open(self) -> None:
@@ -48,7 +55,9 @@ class SqliteDatabase:
             await self.writer.open()
             stack.push_async_callback(self.writer.close)
             self._reader = _read_only(self._path)
-            stack.push_async_callback(self._reader.dispose)
+            stack.callback(self._reader.dispose)
+            self._threads = ThreadPoolExecutor(READERS, "parallax-reader")
+            stack.push_async_callback(to_thread, self._threads.shutdown)
             self._stack = stack.pop_all()
 
     async def close(self) -> None:
@@ -77,10 +86,13 @@ class SqliteDatabase:
     async def rows(self, statement: Executable) -> Sequence[Any]:
         """Read from the file, beside the writer."""
         try:
-            async with self._reader.connect() as connection:
-                return (await connection.execute(statement)).mappings().all()
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, statement)
         except SQLAlchemyError as error:
             raise StorageError(f"{self._path} cannot be read: {error.__cause__ or error}") from error
+
+    def _read(self, statement: Executable) -> Sequence[Any]:
+        with self._reader.connect() as connection:
+            return connection.execute(statement).mappings().all()
 
     async def next_epoch(self) -> int:
         """One more than ever before."""
@@ -156,11 +168,11 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _read_only(path: Path) -> AsyncEngine:
-    url = f"sqlite+aiosqlite:///file:{quote(str(path))}?mode=ro&uri=true"
-    engine = create_async_engine(url, pool_size=4, max_overflow=4)
+def _read_only(path: Path) -> Engine:
+    url = f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true"
+    engine = create_engine(url, pool_size=READERS, max_overflow=0)
 
-    @event.listens_for(engine.sync_engine, "connect")
+    @event.listens_for(engine, "connect")
     def _pragmas(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
         for pragma in ("busy_timeout=5000", "query_only=ON", "trusted_schema=OFF"):

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
-import httpx
-import jwt
-
-from parallax import http
 from parallax.errors import ConfigurationError, RemoteError
 from parallax.models import Minted, Opened, PullRequest
 from parallax.redaction import Secret
+
+if TYPE_CHECKING:
+    import httpx
 
 PUBLIC_API: Final = "https://api.github.com"
 _WRITE: Final = {"contents": "write", "pull_requests": "write", "metadata": "read"}
@@ -170,6 +169,8 @@ class GitHub:
 
     def _assertion(self) -> Secret:
         """What proves that we are the App, for some minutes."""
+        import jwt  # here, with cryptography below it: only a server that is an App pays for them at its start
+
         assert self._key is not None
         now = int(time.time())
         claims = {"iat": now - _CLOCK_SKEW_S, "exp": now + _ASSERTION_S, "iss": self._app_id}
@@ -183,6 +184,10 @@ class GitHub:
     async def _ask(
         self, method: str, path: str, token: Secret, body: Any = None, *, bearer: bool = False
     ) -> httpx.Response:
+        import httpx  # here, because nothing asks GitHub before a remote is used
+
+        from parallax import http
+
         headers = {
             "Authorization": f"{'Bearer' if bearer else 'token'} {token.reveal()}",
             "Accept": "application/vnd.github+json",

@@ -11,14 +11,15 @@ import binascii
 import hashlib
 import os
 import secrets
+from functools import cached_property
 from pathlib import Path
-from typing import Final, Self
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from typing import TYPE_CHECKING, Final, Self
 
 from parallax.errors import ConfigurationError
 from parallax.redaction import Secret
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 _KEY_B: Final = 32
 _NONCE_B: Final = 12
@@ -28,7 +29,7 @@ class Sealer:
     """Seals and opens with one key."""
 
     def __init__(self, key: bytes) -> None:
-        self._cipher = AESGCM(key)
+        self._key = key
         self.key_id = hashlib.sha256(key).hexdigest()[:8]  # in every sealed value: which key it needs
 
     @classmethod
@@ -53,6 +54,12 @@ class Sealer:
                 os.fsync(file.fileno())
         return cls(_decoded(own.read_text(), str(own)))
 
+    @cached_property
+    def _cipher(self) -> AESGCM:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # here: a quiet start has nothing to seal
+
+        return AESGCM(self._key)
+
     def seal(self, row: str, secret: Secret) -> str:
         """The secret as text for the row of this id alone."""
         nonce = secrets.token_bytes(_NONCE_B)
@@ -61,6 +68,8 @@ class Sealer:
 
     def open(self, row: str, sealed: str) -> Secret | None:
         """The secret again; None where another key sealed it, or it was meant for another row, or was changed."""
+        from cryptography.exceptions import InvalidTag
+
         key_id, _, text = sealed.partition(":")
         try:
             raw = base64.b64decode(text, validate=True)

@@ -9,7 +9,10 @@ import time
 
 from tests.e2e.processes import World
 
-HEAVY = ("fastapi", "sqlalchemy", "uvicorn", "acp", "httpx", "pydantic", "aiohttp", "structlog", "parallax.app")
+HEAVY = (
+    "fastapi", "sqlalchemy", "uvicorn", "acp", "httpx", "pydantic", "aiohttp", "structlog", "cryptography", "jsonschema",
+    "parallax.app",
+)  # fmt: skip
 LOOK = """
 import json, sys
 from parallax.cli import main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import subprocess
@@ -19,6 +20,31 @@ from parallax.redaction import Secret
 from tests.conftest import TeamFactory
 from tests.e2e.conftest import new_world
 from tests.e2e.processes import finish
+
+# What is first needed by an agent, a remote, a migration or a line of the log.
+LATER = (
+    "httpx", "jwt", "cryptography", "jsonschema", "alembic", "mcp", "genai_prices", "kubernetes", "aiodocker", "structlog",
+    "pygments", "sqlalchemy.orm", "sqlalchemy.ext.asyncio",
+)  # fmt: skip
+# `serve` in a process that tells, as soon as it is ready, what it has imported, and then stops.
+LOOK = """
+import json, os, signal, sys, threading, time, urllib.request
+from parallax.cli import main
+
+def look():
+    while True:
+        try:
+            urllib.request.urlopen("http://127.0.0.1:{port}/readyz").close()
+            break
+        except OSError:
+            time.sleep(0.02)
+    print(json.dumps(list(sys.modules)), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=look, daemon=True).start()
+sys.argv = ["parallax", "serve", "--port", "{port}"]
+main()
+"""
 
 
 def free_port() -> int:
@@ -56,6 +82,18 @@ def test_health_answers_before_readiness_and_both_soon() -> None:
     assert first["/healthz"] < first["/readyz"]
     assert first["/readyz"] < max(7.5, 4 * loading_s)  # below 2.5 s on an idle machine; this one may be shared
     assert unready > 0, "while it starts, readiness says so"
+
+
+def test_a_quiet_start_loads_nothing_that_only_work_needs() -> None:
+    with new_world() as world:
+        for _ in range(2):  # the first makes the database, the second finds it
+            done = subprocess.run(
+                [sys.executable, "-c", LOOK.format(port=free_port())],
+                env=world.env(), cwd=world.repo, capture_output=True, text=True, check=True, timeout=60,
+            )  # fmt: skip
+            loaded = set(json.loads(done.stdout))
+            assert "parallax.app" in loaded
+            assert loaded.isdisjoint(LATER), loaded & {*LATER}
 
 
 def test_ctrl_c_ends_with_130() -> None:
