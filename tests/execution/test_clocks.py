@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from conftest import Team, TeamFactory
 
 from parallax.execution.clocks import Waits
 from parallax.models import Execution, ExecutionState, Question
+from tests.conftest import Team, TeamFactory
 
 LIMIT_S = 6.0
 ASKS = [{"ask": {"text": "Left or right?", "save": "way"}}, {"answer": {"value": "{way}"}}]
