@@ -132,6 +132,8 @@ class Turn:
                 for helper in helpers:
                     helper.cancel()
         except BaseExceptionGroup as failed:
+            if (turn := asyncio.current_task()) is not None and turn.cancelling():
+                raise asyncio.CancelledError from failed  # a task group that is failing loses a cancellation
             cause = leaf(failed)
             if not isinstance(cause, _Claimed):
                 raise cause from failed

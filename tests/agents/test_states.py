@@ -118,6 +118,36 @@ SESSION = AgentSession(
 TROUBLES = st.sampled_from(["crash", "limit", "long limit", "login", "prompt"])
 
 
+class _Dying(_Client):
+    """An agent that crashes in the moment in which its turn is cancelled."""
+
+    async def turn(self, task: Task) -> AsyncGenerator[Progress | Question | TaskResult, None]:
+        turn = asyncio.current_task()
+        assert turn is not None
+        turn.cancel()
+        raise AgentCrashed("The agent was stopped")
+        yield RESULT
+
+
+async def test_a_cancellation_in_the_moment_of_a_crash_is_not_lost() -> None:
+    """A failing task group swallows it, and whoever pressed Ctrl-C would wait for the next attempt."""
+
+    async def tell(event: Event) -> None:
+        pass
+
+    async def ask(question: Question) -> str:
+        return ""
+
+    supervisor = AgentSupervisor(
+        open_client=lambda session: _Dying(None), registry=MemoryAgentRegistry(), doors=_Doors(), redact=Redactor(),
+        tell=tell, silence=Silence(), sandbox="off", lodging=Lodging(),
+    )  # type: ignore[arg-type]  # fmt: skip
+    await supervisor.ensure(SESSION, number=1)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(supervisor.turn(SESSION.agent_id, TASK, ask))
+    await supervisor.close()
+
+
 class SupervisorMachine(RuleBasedStateMachine):
     """One agent of a real supervisor, driven in any order; its events must be a walk through the table."""
 

@@ -140,7 +140,7 @@ def test_detach_leaves_it_to_the_server() -> None:
 
 
 def test_ctrl_c_of_a_watcher_leaves_the_execution_running() -> None:
-    with new_world(wait=1.5) as world, world.serving():
+    with new_world(wait=8) as world, world.serving():
         started = world.inside("run", "fix", "work", "--agent", "scripted", "--yes", "--detach", "--json").json
         watching = world.start("watch", started["id"])
         assert watching.stderr is not None
