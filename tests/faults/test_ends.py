@@ -144,7 +144,8 @@ def refusal(world: World, url: str) -> str:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return str(answer.status)
     except urllib.error.HTTPError as error:
-        return f"{error.code}{' and Retry-After' if error.headers['Retry-After'] else ''}"
+        with error:  # it is the answer, and holds the connection
+            return f"{error.code}{' and Retry-After' if error.headers['Retry-After'] else ''}"
     except GONE as error:
         return str(error)
 
