@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import urllib.error
 import urllib.request
@@ -25,9 +26,16 @@ def call(
     request = urllib.request.Request(
         url + path, method=method, headers=sent, data=None if body is None else json.dumps(body).encode()
     )
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
-        content = answer.read()
-        return content if raw else json.loads(content)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            content = answer.read()
+            return content if raw else json.loads(content)
+    except urllib.error.HTTPError as refused:
+        with refused:  # it is the answer, and would hold the connection for as long as somebody holds it
+            content = refused.read()
+        raise urllib.error.HTTPError(
+            refused.url, refused.code, refused.reason, refused.headers, io.BytesIO(content)
+        ) from None
 
 
 def submit(world: World, pattern: str, key: str, **given: Any) -> str:
