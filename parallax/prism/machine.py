@@ -27,8 +27,9 @@ from .heap import live_size
 from .helpers import Helpers, step_of
 from .host import Host
 from .limits import Limits, exceeded
+from .linking import LINKED, Linking
 from .methods import Direct, Members
-from .modules import Program, resolve, show_line
+from .modules import Program, show_line
 from .offload import EQUALITIES, Offload
 from .operators import HIGH, MEDIUM, Operators
 from .scopes import declarations
@@ -111,8 +112,7 @@ class Machine:
         self.members = Members(self.meter)
         self.offload = Offload(self.meter, host, self.drive)
         self.words = Words(self.meter, host, self.call, self.settled, self.place, self.tell_effect)
-        self.modules: dict[str, dict[str, Value]] = {}
-        self.importing: list[str] = []
+        self.linking = Linking(program, limits, self.meter, host, self.main)
         table = {
             **Builtins(self.meter, self.write).table(),
             **Helpers(self.meter).table(),
@@ -191,6 +191,7 @@ class Machine:
             "settle": lambda v: v.value if type(v) is Promise else v,
             "plain_text": self.offload.plain_text,
             **{name: getattr(self, name) for name in _OWN},
+            **{name: getattr(self.linking, name) for name in LINKED},
         }
 
     def enter(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -279,7 +280,7 @@ class Machine:
 
     def live(self) -> int:
         coroutines = [task.get_coro() for task in self.words.tasks]
-        return live_size(sys._getframe(1), [*coroutines, self.globals, self.modules])
+        return live_size(sys._getframe(1), [*coroutines, self.globals, self.linking.modules])
 
     # --- calls ---
 
@@ -503,74 +504,6 @@ class Machine:
         if self.trace_to is not None:
             self.trace_to(TraceEvent(kind="effect", detail=word, span=span, key=key))
 
-    # --- modules ---
-
-    def check_export(self) -> None:
-        if self.host is None:
-            raise fail("Export statements require a module system")
-
-    async def load_module(self, importer: str, specifier: str) -> dict[str, Value]:
-        path = resolve(specifier, importer, self.program.bundle)
-        known = self.modules.get(path)
-        if known is not None:
-            return known
-        if len(self.modules) >= self.limits.modules:
-            exceeded("modules", self.limits.modules, len(self.modules) + 1)
-        if len(self.importing) >= self.limits.import_depth:
-            exceeded("import depth", self.limits.import_depth, len(self.importing) + 1)
-        try:
-            self.program.tree_of(path, self.limits)
-        except PrismLimitError:
-            raise
-        except PrismError as error:
-            raise fail(f"Failed to load module {path}: {error.message}") from None
-        exports = self.modules[path] = {}
-        self.importing.append(path)
-        try:
-            await self.main(path)(0)
-        finally:
-            self.importing.pop()
-        return exports
-
-    def import_module(self, importer: str, specifier: str) -> Any:
-        if self.host is None:
-            raise fail("Import statements require a module system")
-        return self.named_module(importer, specifier)
-
-    async def named_module(self, importer: str, specifier: str) -> tuple[str, dict[str, Value]]:
-        path = importer
-        exports = await self.load_module(importer, specifier)
-        path = resolve(specifier, importer, self.program.bundle)
-        return path, exports
-
-    def imported(self, module: tuple[str, dict[str, Value]], what: str) -> Value:
-        path, exports = module
-        if what == "*":
-            return self.meter.object(exports)
-        name = "default" if what == "default" else what[1:]
-        if name not in exports:
-            if path in self.importing:
-                return None
-            raise fail(
-                f"Module {path} has no default export"
-                if what == "default"
-                else f"Module {path} has no export named '{name}'"
-            )
-        return exports[name]
-
-    def export(self, path: str, name: str, value: Value) -> None:
-        self.modules.setdefault(path, {})[name] = value
-
-    def export_all(
-        self, path: str, module: tuple[str, dict[str, Value]], names: tuple[tuple[str, str], ...] | None
-    ) -> None:
-        source, exports = module
-        pairs = [(k, k) for k in exports if k != "default"] if names is None else names
-        for name, alias in pairs:
-            if name not in exports and source not in self.importing:
-                raise fail(f"Module {source} has no export named '{name}'")
-            self.export(path, alias, exports.get(name))
-
     # --- running ---
 
     def main(self, path: str) -> Callable[[int], Any]:
@@ -644,11 +577,6 @@ _OWN = [
     "seen_confidence",
     "band",
     "trace",
-    "check_export",
-    "import_module",
-    "imported",
-    "export",
-    "export_all",
 ]
 
 

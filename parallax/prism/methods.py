@@ -90,7 +90,7 @@ class Members:
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
-        self.arrays = self._array_methods()
+        self.arrays = self._array_callbacks() | self._array_methods()
         self.strings = self._string_methods()
 
     # --- reading ---
@@ -189,7 +189,8 @@ class Members:
     def _keep_steps(steps: Steps, confidence: float) -> Steps:
         return scaled((yield from steps), confidence)
 
-    def _array_methods(self) -> dict[str, Method]:
+    def _array_callbacks(self) -> dict[str, Method]:
+        """The methods that call a function for each element."""
         meter = self.meter
         array = meter.array
 
@@ -236,6 +237,35 @@ class Members:
 
             return run
 
+        def flat_map(xs: Array, f: Value) -> Steps:
+            function = callback(f, "flatMap")
+            result: list[Value] = []
+            for i, x in enumerate(xs):
+                value = yield function, (x, float(i), xs)
+                if type(value) is Array:
+                    meter.array_size(len(result) + len(value))
+                    result.extend(value)
+                else:
+                    result.append(value)
+            return array(result)
+
+        one = "exactly 1 argument: "
+        return {
+            "map": Method(map_, 1, 1, one + "function"),
+            "filter": Method(filter_, 1, 1, one + "predicate"),
+            "forEach": Method(for_each, 1, 1, one + "function"),
+            "reduce": Method(reduce_, 1, 2, "1 or 2 arguments: reducer and optional initial value"),
+            "find": Method(seek("find", lambda _i, x: x, None), 1, 1, one + "predicate"),
+            "findIndex": Method(seek("findIndex", lambda i, _x: float(i), -1.0), 1, 1, one + "predicate"),
+            "some": Method(seek("some", lambda _i, _x: True, False), 1, 1, one + "predicate"),
+            "every": Method(seek("every", lambda _i, _x: False, True, wanted=False), 1, 1, one + "predicate"),
+            "flatMap": Method(flat_map, 1, 1, one + "function"),
+        }
+
+    def _array_methods(self) -> dict[str, Method]:
+        meter = self.meter
+        array = meter.array
+
         def join(xs: Array, sep: Value = ",") -> str:
             between = text_argument(sep, "Array.join() separator")
             parts = ["" if x is None else text_of(x, meter) for x in xs]
@@ -271,43 +301,21 @@ class Members:
             add(xs, whole(depth, "Array.flat() depth"))
             return array(result)
 
-        def flat_map(xs: Array, f: Value) -> Steps:
-            function = callback(f, "flatMap")
-            result: list[Value] = []
-            for i, x in enumerate(xs):
-                value = yield function, (x, float(i), xs)
-                if type(value) is Array:
-                    meter.array_size(len(result) + len(value))
-                    result.extend(value)
-                else:
-                    result.append(value)
-            return array(result)
-
         def at(xs: Array, i: Value) -> Value:
             place = whole(i, "Array.at() index")
             return xs[place] if -len(xs) <= place < len(xs) else None
 
-        one = "exactly 1 argument: "
         return {
-            "map": Method(map_, 1, 1, one + "function"),
-            "filter": Method(filter_, 1, 1, one + "predicate"),
-            "forEach": Method(for_each, 1, 1, one + "function"),
-            "reduce": Method(reduce_, 1, 2, "1 or 2 arguments: reducer and optional initial value"),
             "push": Method(push, 1, None, "at least 1 argument"),
             "join": Method(join, 0, 1, "0 or 1 argument"),
             "concat": Method(concat, 0, None, ""),
             "slice": Method(lambda xs, *a: array(xs[window(len(xs), a, "Array.slice()")]), 0, 2, "0 to 2 arguments"),
-            "includes": Method(lambda xs, v: index_of(xs, v) >= 0, 1, 1, one + "value"),
-            "indexOf": Method(index_of, 1, 1, one + "value"),
-            "find": Method(seek("find", lambda _i, x: x, None), 1, 1, one + "predicate"),
-            "findIndex": Method(seek("findIndex", lambda i, _x: float(i), -1.0), 1, 1, one + "predicate"),
-            "some": Method(seek("some", lambda _i, _x: True, False), 1, 1, one + "predicate"),
-            "every": Method(seek("every", lambda _i, _x: False, True, wanted=False), 1, 1, one + "predicate"),
+            "includes": Method(lambda xs, v: index_of(xs, v) >= 0, 1, 1, "exactly 1 argument: value"),
+            "indexOf": Method(index_of, 1, 1, "exactly 1 argument: value"),
             "sort": Method(self.sort, 0, 1, "0 or 1 argument: comparator"),
             "reverse": Method(lambda xs: array(xs[::-1]), 0, 0, "no arguments"),
             "flat": Method(flat, 0, 1, "0 or 1 argument: depth"),
-            "flatMap": Method(flat_map, 1, 1, one + "function"),
-            "at": Method(at, 1, 1, one + "index"),
+            "at": Method(at, 1, 1, "exactly 1 argument: index"),
         }
 
     def sort(self, xs: Array, comparator: Value = None) -> Value:

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from types import CoroutineType, GeneratorType
 
 from .host import Host
-from .values import COPY, LIGHT, READ, Array, Meter, Object, Value, peel, text_of, weight_of
+from .values import COPY, LIGHT, READ, Meter, Value, compared_weight, text_of, weight_of
 
 COPIES = frozenset(("push", "concat", "slice"))  # methods that copy their array and do not look at its elements
-CONTAINERS = (Array, Object)
 EQUALITIES = ("same", "not_same", "equal", "not_equal", "c_same", "c_not_same")
 Drive = Callable[[Value, int], Value]
 
@@ -54,16 +53,12 @@ class Offload:
         return self.run(call, weight, depth, *args, cost=COPY if name in COPIES else READ)
 
     def compared(self, rule: Callable[[Value, Value], Value]) -> Callable[[Value, Value], Value]:
-        """An equality with a host: long only between two heavy containers, or where a text form is asked for."""
+        """An equality with a host."""
 
         def run(left: Value, right: Value) -> Value:
-            a, b = peel(left), peel(right)
-            kinds = (type(a), type(b))
-            if kinds[0] is kinds[1]:
-                heavy = kinds[0] in CONTAINERS and min(weight_of(a), weight_of(b)) > LIGHT
-            else:
-                heavy = str in kinds and any(type(v) in CONTAINERS and weight_of(v) > LIGHT for v in (a, b))
-            return self._aside(lambda _depth: rule(left, right), 0) if heavy else rule(left, right)
+            if compared_weight(left, right) > LIGHT:
+                return self._aside(lambda _depth: rule(left, right), 0)
+            return rule(left, right)
 
         return run
 

@@ -19,6 +19,7 @@ from .values import (
     Object,
     Promise,
     Value,
+    compared_weight,
     confidence_of,
     fail,
     loosely_same,
@@ -29,7 +30,6 @@ from .values import (
     tag,
     text_of,
     truthy,
-    weight_of,
 )
 
 FLEXIBLE = {
@@ -118,24 +118,26 @@ class Operators:
         if op in _ORDER:
             return self._lifted(self._order(_ORDER[op]))
         if op in ("===", "!=="):
-            return self._lifted(lambda a, b: self.same(a, b) is (op == "==="))
+            return self._lifted(lambda a, b: self._same(a, b) is (op == "==="))
         if op in ("==", "!="):
-            return self._lifted(lambda a, b: self.loosely_same(a, b) is (op == "=="))
+            return self._lifted(lambda a, b: self._loosely_same(a, b) is (op == "=="))
         if op == "instanceof":
             return instance_of
         if op == "~?>":
             return threshold_gate
         return self._confident(op)
 
-    def same(self, left: Value, right: Value) -> bool:
-        if (weight := weight_of(left)) > LIGHT:
-            self.meter.charge(weight)
+    def _same(self, left: Value, right: Value) -> bool:
+        self._count(left, right)
         return same(left, right)
 
-    def loosely_same(self, left: Value, right: Value) -> bool:
-        if (weight := weight_of(left)) > LIGHT:
-            self.meter.charge(weight)
+    def _loosely_same(self, left: Value, right: Value) -> bool:
+        self._count(left, right)
         return loosely_same(left, right, self.meter)
+
+    def _count(self, left: Value, right: Value) -> None:
+        if (weight := compared_weight(left, right)) > LIGHT:
+            self.meter.charge(weight)
 
     @staticmethod
     def _lifted(plain: Callable[[Value, Value], Value]) -> Callable[[Value, Value], Value]:
@@ -202,7 +204,7 @@ class Operators:
             if op == "~||":
                 return Confident(truthy(a) or truthy(b), max(confidence_of(left), confidence_of(right)))
             if op in ("~==", "~!="):
-                return Confident(self.same(a, b) is (op == "~=="), least)
+                return Confident(self._same(a, b) is (op == "~=="), least)
             if compute is not None:
                 if type(a) is not float or type(b) is not float:
                     raise fail("Confident arithmetic requires numeric values")

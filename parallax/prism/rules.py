@@ -28,6 +28,7 @@ def problems(tree: n.Program) -> list[PrismParseError]:
     def report(message: str, node: n.Node, hint: str | None = None) -> None:
         found.append(PrismParseError(message, span=node.span or Span("<source>", 1, 0), hint=hint))
 
+    declared = frozenset(declarations(tree))
     stack: list[tuple[n.Node, Context]] = [(tree, (False, False))]
     while stack:
         node, (loop, pipe) = stack.pop()
@@ -48,7 +49,7 @@ def problems(tree: n.Program) -> list[PrismParseError]:
                     report(BUILT_TEXT, args[0], 'pass an array: verify(["npm", "test", "${x}"])')
                 if name in ("parallel", "race"):
                     for lambda_ in _branches(name, args):
-                        for assigned, place in outside_assignments(lambda_, frozenset(declarations(tree))):
+                        for assigned, place in outside_assignments(lambda_, declared):
                             message = f"A parallel branch may not assign '{assigned}', which is declared outside it"
                             report(message, place, "return the value from the branch: parallel gives an array of them")
         stack.extend(reversed(list(_below(node, loop, pipe))))

@@ -229,6 +229,17 @@ def weight_of(value: Value) -> int:
     return value.weight if kind is Array or kind is Object else len(value) if kind is str else 0
 
 
+def compared_weight(left: Value, right: Value) -> int:
+    """How many bytes of values a comparison goes through at most: it ends where one side does, or reads a text form."""
+    left, right = core(left), core(right)
+    kinds = (type(left), type(right))
+    if kinds[0] is kinds[1]:
+        return min(weight_of(left), weight_of(right)) if kinds[0] in _CONTAINERS else 0
+    if str not in kinds:
+        return 0
+    return sum(weight_of(value) for value in (left, right) if type(value) in _CONTAINERS)
+
+
 # --- looking at values ------------------------------------------------------------------------------------------------
 
 _TAGS = {

@@ -37,6 +37,13 @@ def test_builtins_that_read_much_count_as_nodes() -> None:
     assert time.process_time() - started < 5
 
 
+def test_a_comparison_counts_as_what_it_reads() -> None:
+    large = "const xs = range(100000); const ys = range(100000); "
+    assert evaluate(large + "for i in range(2000) { xs == null; xs === [1]; xs == 1 } 1").value == 1
+    with pytest.raises(PrismLimitError, match="evaluated nodes"):
+        evaluate(large + "for i in range(2000) { xs === ys } 1")
+
+
 class Watched:
     """A host that keeps what was printed."""
 
