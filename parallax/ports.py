@@ -94,7 +94,6 @@ class Traffic:
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
-    tokens_per_s: float = 0.0
     context_tokens: int = 0
     context_fill: float | None = None
 

@@ -83,6 +83,14 @@ class Upstream:
                 assert request.transport
                 request.transport.abort()
                 return response
+            case "500 in pieces":
+                response = web.StreamResponse(status=500)
+                response.content_type, response.content_length = "application/json", asked["size"]
+                await response.prepare(request)
+                for at in range(0, asked["size"], 100_000):
+                    await response.write(b"x" * min(100_000, asked["size"] - at))
+                    await asyncio.sleep(0.01)
+                return response
             case "redirect":
                 return web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"})
             case "500":

@@ -28,6 +28,7 @@ from gateway_helpers import (
 )
 
 from parallax.agents.gateway.providers import Account
+from parallax.agents.gateway.recording import Recorder
 from parallax.agents.gateway.service import Gateway
 from parallax.errors import StorageError
 from parallax.events import Event
@@ -175,6 +176,22 @@ async def test_what_cannot_be_booked_is_not_sent_and_what_cannot_be_settled_is_n
         assert reply.status == 503
         assert "cannot be booked: the disk is full" in (await reply.json())["error"]["message"]
     assert len(upstream.seen) == 1
+
+
+async def test_a_record_that_cannot_be_written_costs_neither_the_answer_nor_the_books(
+    upstream: Upstream, meter: Remembering, tmp_path: Path
+) -> None:
+    (tmp_path / "records").write_text("a file where a directory should be")
+    recorder = Recorder(tmp_path / "records", str, 10**6)
+    async with (
+        started(accounts_of(upstream.url), meter=meter, recorder=recorder) as gateway,
+        aiohttp.ClientSession() as http,
+    ):
+        agent = await Agent(gateway, http).open()
+        async with agent.ask() as reply:
+            assert (reply.status, (await reply.json())["type"]) == (200, "message")
+        await settled(meter, 1)
+    assert meter.last.output_tokens == 2
 
 
 async def test_a_login_of_the_agents_own_passes_through(upstream: Upstream, meter: Remembering) -> None:
@@ -390,6 +407,18 @@ async def test_what_a_provider_should_not_answer_becomes_an_error_in_its_dialect
     assert meter.settled[0][3] == (200 if body == {"mode": "html"} else 302 if words == "redirect" else status)
 
 
+@pytest.mark.parametrize("size", [250_000, 300_000])
+async def test_an_error_that_comes_in_pieces_passes_whole_up_to_its_bound(
+    agent: Agent, meter: Remembering, size: int
+) -> None:
+    await agent.open()
+    async with asyncio.timeout(10), agent.ask(body={"mode": "500 in pieces", "size": size}) as reply:
+        assert reply.status == 500
+        assert await reply.read() == b"x" * min(size, 256 * 1024)
+    await settled(meter, 1)
+    assert meter.last.tokens == 0
+
+
 @pytest.mark.parametrize(
     "usage",
     [None, {}, {"input_tokens": -5, "output_tokens": 1}, {"input_tokens": 5, "output_tokens": 10**9},
@@ -453,6 +482,32 @@ async def test_an_agent_that_goes_away_ends_the_request(agent: Agent, upstream: 
     await settled(meter, 1)
     await idle(agent)
     assert (meter.last.input_tokens, meter.last.priced) == (7, "estimated")
+
+
+async def test_an_agent_that_goes_away_is_no_fault_of_the_provider(
+    agent: Agent, gateway: Gateway, upstream: Upstream, meter: Remembering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Event] = []
+
+    async def tell(event: Event) -> None:
+        told.append(event)
+
+    write = web.StreamResponse.write
+
+    async def gone(response: web.StreamResponse, data: bytes) -> None:
+        if response._req is not None and response._req.path == PATHS["messages"]:
+            raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+        await write(response, data)
+
+    gateway.tell = tell
+    await agent.open()
+    reply = await agent.ask(mode="stream")
+    monkeypatch.setattr(web.StreamResponse, "write", gone)
+    upstream.go.set()
+    await settled(meter, 1)
+    await idle(agent)
+    reply.close()
+    assert (told, agent.traffic.last_error, agent.traffic.last_status) == ([], None, 200)
 
 
 async def test_a_large_body_passes(agent: Agent, upstream: Upstream) -> None:

@@ -149,9 +149,10 @@ def test_no_request_is_set_aside_for_more_than_its_models_window() -> None:
 
 
 def test_records_stop_at_their_limit_and_keep_no_secret(tmp_path: Any) -> None:
-    recorder = Recorder(tmp_path, lambda text: text.replace("s3cret", "[redacted]"), 1000)
     facts = {"provider": "anthropic", "path": "v1/messages", "status": 200, "content_type": "application/json"}
     for number in range(10):
+        if number in {0, 2}:  # the server was started again
+            recorder = Recorder(tmp_path, lambda text: text.replace("s3cret", "[redacted]"), 1000)
         recorder.write(f"e1/par[0]/assign#1/{number}", facts, b'{"k": "s3cret"}', b'{"a": "' + b"x" * 200 + b'"}')
     files = list(tmp_path.rglob("*.json"))
     assert 1 <= len(files) <= 3

@@ -11,6 +11,7 @@ import io
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
@@ -131,7 +132,7 @@ class Passing:
             reader.feed(record.answer)
             call.status = record.status
             if record.status < 400:
-                self._count(call, reader, time.monotonic())
+                self._count(call, reader)
             return web.Response(status=record.status, body=record.answer, headers={"Content-Type": record.content_type})
         finally:
             await to_its_end(self._settle(call))
@@ -228,7 +229,7 @@ class Passing:
         self, call: Call, state: AccountState, upstream: aiohttp.ClientResponse, tried: list[AccountState]
     ) -> web.StreamResponse | None:
         """An error passes as it came; a limit closes the account, and another one takes the call if there is one."""
-        body = await upstream.content.read(ERROR_B)
+        body = await _beginning(upstream)
         status, traffic, agent_id = upstream.status, call.session.traffic, call.session.agent_id
         cause = traffic.last_error = f"{call.provider.name} answered {status}"
         if status in LIMITED:
@@ -245,6 +246,7 @@ class Passing:
         response = web.Response(status=status, reason=upstream.reason, body=body)
         response.headers.clear()
         response.headers.extend(_headers_back(upstream))
+        response.headers.popall("Content-Length", None)  # what there is of it may be less
         if call.recording is not None:
             call.recording.feed(body)
             call.recording.end(status, upstream.content_type)
@@ -256,7 +258,6 @@ class Passing:
         response = web.StreamResponse(status=upstream.status, reason=upstream.reason)
         response.headers.extend(_headers_back(upstream))
         reader = Reader(call.route.dialect, upstream.content_type == "text/event-stream")
-        began = time.monotonic()
         try:
             await response.prepare(call.request)
             async for chunk in upstream.content.iter_any():
@@ -265,9 +266,12 @@ class Passing:
                 if recording is not None:
                     recording.feed(chunk)
                 await response.write(chunk)
-        except (ConnectionResetError, asyncio.CancelledError):
+        except asyncio.CancelledError:
             upstream.close()  # the agent has gone: the provider need not go on
             raise
+        except ConnectionResetError:  # the same, seen while writing: the provider is not to blame
+            upstream.close()
+            return response
         except (aiohttp.ClientError, TimeoutError):
             cause = traffic.last_error = f"{call.provider.name} broke off its answer"
             self._tell(call.session, call.provider.name, call.path, upstream.status, cause)
@@ -276,20 +280,20 @@ class Passing:
                 call.request.transport.abort()
             return response
         finally:
-            self._count(call, reader, began)
+            self._count(call, reader)
         if recording is not None:
             recording.end(upstream.status, upstream.content_type)
-        await response.write_eof()
+        with suppress(ConnectionResetError):  # it took all, and went
+            await response.write_eof()
         return response
 
-    def _count(self, call: Call, reader: Reader, began: float) -> None:
+    def _count(self, call: Call, reader: Reader) -> None:
         if call.bounds is None:
             return
         call.used, traffic = reader.used(call.bounds), call.session.traffic
         traffic.input_tokens += call.used.input_tokens
         traffic.output_tokens += call.used.output_tokens
         traffic.cached_tokens += call.used.cached_tokens
-        traffic.tokens_per_s = round(call.used.output_tokens / max(0.001, time.monotonic() - began), 1)
         traffic.context_tokens = call.used.tokens
         window = self._prices.model(call.provider.name, call.bounds.asked.model).window
         traffic.context_fill = None if window is None else round(traffic.context_tokens / window, 6)
@@ -308,6 +312,17 @@ class Passing:
             await self._meter.settle(call.id, priced, account=call.account, status=call.status)
         except ParallaxError as error:  # on disk it stays at its most, so that nothing is forgotten
             log.warning("a call could not be settled", call=call.id, cause=str(error))
+
+
+async def _beginning(upstream: aiohttp.ClientResponse) -> bytes:
+    """An error's body, in however many pieces it comes. What breaks off is an error all the same."""
+    body = bytearray()
+    with suppress(aiohttp.ClientError, TimeoutError):
+        async for chunk in upstream.content.iter_any():
+            body += chunk
+            if len(body) > ERROR_B:
+                break
+    return bytes(body[:ERROR_B])
 
 
 async def _whole(request: web.BaseRequest) -> bytes:

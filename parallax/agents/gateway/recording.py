@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,9 +53,13 @@ class Recording:
         self._ended = True
 
     async def keep(self) -> None:
-        """Write it. A half answer is not kept: it could not be replayed."""
-        if self._ended and max(len(self.request), len(self._answer)) <= CALL_B:
+        """Write it. A half answer is not kept: it could not be replayed. What cannot be written is only missed."""
+        if not self._ended or max(len(self.request), len(self._answer)) > CALL_B:
+            return
+        try:
             await asyncio.to_thread(self.recorder.write, self.call_id, self.facts, self.request, bytes(self._answer))
+        except OSError as error:
+            _log.warning("a call could not be recorded", call=self.call_id, cause=str(error))
 
 
 class Recorder:
@@ -65,6 +70,7 @@ class Recorder:
         self._redact = redact
         self._limit_b = limit_b
         self._written: dict[str, int] = {}
+        self._counting = threading.Lock()  # calls end side by side, each in a thread
 
     def begin(self, call_id: str, provider: str, path: str, body: bytes) -> Recording:
         """A call that has its id."""
@@ -76,18 +82,25 @@ class Recorder:
         told = facts | {name: self._redact(data.decode("utf-8", "replace")) for name, data in
                         (("request", request), ("answer", answer))}  # fmt: skip
         data = orjson.dumps(told)
-        size = self._written.get(execution, 0) + len(data)
-        if size > self._limit_b:
-            if self._written.get(execution, 0) <= self._limit_b:
-                _log.warning("records are full", execution=execution, limit_mb=self._limit_b >> 20)
-            self._written[execution] = self._limit_b + 1
+        if not self._fits(execution, len(data)):
             return
-        self._written[execution] = size
         directory = self._root / execution / hash12(step)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(directory / f"{number}.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+
+    def _fits(self, execution: str, size: int) -> bool:
+        """Count a record in; what an earlier server wrote is counted as well."""
+        with self._counting:
+            written = self._written.get(execution)
+            if written is None:
+                written = sum(path.stat().st_size for path in (self._root / execution).rglob("*.json"))
+            fits = written + size <= self._limit_b
+            if not fits and written <= self._limit_b:
+                _log.warning("records are full", execution=execution, limit_mb=self._limit_b >> 20)
+            self._written[execution] = written + size if fits else self._limit_b + 1
+            return fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
