@@ -387,9 +387,7 @@ class AgentSupervisor:
 
     async def release(self, execution: str, reason: str = "the execution has ended") -> None:
         """End every agent of an execution."""
-        async with asyncio.TaskGroup() as group:
-            for member in [m for m in self._members.values() if m.life.agent.execution == execution]:
-                group.create_task(self._end(member, reason))
+        await self._end_all([m for m in self._members.values() if m.life.agent.execution == execution], reason)
         for agent_id in [id_ for id_ in self._starting if id_.startswith(f"{execution}.")]:
             del self._starting[agent_id]
             self._sessions.pop(agent_id, None)
@@ -399,9 +397,13 @@ class AgentSupervisor:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
-        async with asyncio.TaskGroup() as group:
-            for member in list(self._members.values()):
-                group.create_task(self._end(member, "the server stops"))
+        await self._end_all(list(self._members.values()), "the server stops")
+
+    async def _end_all(self, members: list[_Member], reason: str) -> None:
+        """End them side by side, each to its end; only then the first failure is raised, as what it is."""
+        ends = await asyncio.gather(*(self._end(member, reason) for member in members), return_exceptions=True)
+        if failed := next((end for end in ends if end is not None), None):
+            raise failed
 
     async def _end(self, member: _Member, reason: str, state: AgentState = AgentState.STOPPED) -> None:
         """End it once, whoever asks, and to the end: a caller that is cancelled leaves no half-ended agent behind."""

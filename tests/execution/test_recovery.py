@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from parallax.errors import ConflictError, UsageError
+from parallax.errors import ConflictError, StorageError, UsageError
 from parallax.execution.intake import Submission
 from parallax.models import ExecutionState
 from parallax.storage.statements import Change, set_execution
@@ -35,7 +35,7 @@ SLOW_SECOND = script(
 )
 
 
-async def until(t: Team, execution: Any, type_: str, key: str) -> None:
+async def until(t: Team, execution: Any, type_: str, key: str | None = None) -> None:
     async with asyncio.timeout(20):
         async for event in t.parallax.bus.stream(execution.id):
             if event.type == type_ and event.step_key == key:
@@ -121,6 +121,34 @@ async def test_what_an_agent_had_asked_stays_open_over_a_restart_and_reaches_it_
         assert [entry["task"].count("/") for entry in t.ledger() if entry["event"] == "start"] == [2, 2, 2]
 
 
+async def test_a_store_that_refuses_while_idle_agents_are_let_go_takes_no_neighbour_along(
+    team: TeamFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with team(script(engineer=[answer("quick")])) as t:
+        neighbour = await t.start('askHuman("?", {id: "q"})')
+        await until(t, neighbour, "question.surfaced", "q")
+        execution = await t.start(ORG + 'assign("engineer", "first", {id: "a"})\nsleep(60000)')
+        await until(t, execution, "step.finished", "a")
+        async with asyncio.timeout(10):
+            while [agent.state for agent in t.parallax.supervisor.agents(execution.id)] != ["ready"]:
+                await asyncio.sleep(0.02)
+        running = t.parallax.engine._running[execution.id]
+
+        async def refuse(change: Change) -> None:
+            raise StorageError("the disk is full")
+
+        with monkeypatch.context() as full:
+            full.setattr(t.parallax.store, "commit", refuse)
+            running.stop()
+            async with asyncio.timeout(10):
+                await asyncio.wait({running.task})
+        assert t.parallax.supervisor.agents(execution.id) == []
+        assert t.parallax.engine.running == (neighbour.id,)
+        (question,) = await t.parallax.store.questions(execution=neighbour.id)
+        await t.parallax.desk.answer(question.id, "yes")
+        assert (await t.finish(neighbour)).result == "yes"
+
+
 async def test_a_sleep_is_not_begun_again(team: TeamFactory) -> None:
     async with team(SLOW_SECOND) as t:
         execution = await t.start('sleep(1500)\nreturn "up"')
@@ -147,7 +175,7 @@ async def test_an_execution_that_gets_nowhere_in_five_recoveries_is_parked_and_i
                 await asyncio.sleep(0.02)
         assert parked.reason == "5 recoveries without a new result"
         await t.parallax.engine.release(stuck.id)
-        await until(t, stuck, "execution.resumed", None)  # type: ignore[arg-type]
+        await until(t, stuck, "execution.resumed")
         async with asyncio.timeout(10):
             while not t.parallax.desk._waiting:
                 await asyncio.sleep(0.02)
@@ -159,7 +187,7 @@ async def test_an_execution_that_gets_nowhere_in_five_recoveries_is_parked_and_i
 async def test_what_needs_attention_can_be_cancelled(team: TeamFactory) -> None:
     async with team(SLOW_SECOND, failpoints="result.before_commit=raise@1") as t:
         execution = await t.start("return now()")
-        await until(t, execution, "execution.needs_attention", None)  # type: ignore[arg-type]
+        await until(t, execution, "execution.needs_attention")
         await t.parallax.engine.cancel(execution.id, "a test")
         assert (await t.finish(execution)).state == ExecutionState.CANCELLED
 
@@ -167,7 +195,7 @@ async def test_what_needs_attention_can_be_cancelled(team: TeamFactory) -> None:
 async def test_printed_lines_are_not_told_twice(team: TeamFactory) -> None:
     async with team(SLOW_SECOND) as t:
         execution = await t.start('print("one")\nsleep(1200, {id: "s"})\nprint("two")')
-        await until(t, execution, "log.printed", None)  # type: ignore[arg-type]
+        await until(t, execution, "log.printed")
     async with team(SLOW_SECOND) as t:
         done = await t.finish(execution)
         assert [p["line"] for p in await t.told(done, "log.printed")] == ["one", "two"]
@@ -176,7 +204,7 @@ async def test_printed_lines_are_not_told_twice(team: TeamFactory) -> None:
 async def test_a_cancelled_execution_stays_cancelled_over_a_restart(team: TeamFactory) -> None:
     async with team(SLOW_SECOND) as t:
         execution = await t.start('sleep(60000, {id: "s"})')
-        await until(t, execution, "execution.started", None)  # type: ignore[arg-type]
+        await until(t, execution, "execution.started")
         await t.parallax.store.commit(
             Change([set_execution(execution.id, state="cancelling", reason="cancelled by you")])
         )

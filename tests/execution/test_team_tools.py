@@ -217,7 +217,7 @@ async def test_what_a_person_tells_outlives_the_server_and_is_heard_once(team: T
     )
     async with team(script(engineer=engineer)) as t:
         execution = await t.start(program)
-        await until(t, execution, "agent.busy", None)  # type: ignore[arg-type]
+        await until(t, execution, "agent.busy")
         await t.parallax.engine.tell(execution.id, f"{execution.id}.engineer.1", "hurry", by="person")
     async with team(script(engineer=engineer)) as t:
         done = await t.finish(execution)
@@ -247,7 +247,7 @@ async def test_a_wrong_call_is_told_to_the_caller(
 ) -> None:
     async with team(script(engineer=[{"wait": 30}])) as t:
         execution = await t.start(ONE)
-        await until(t, execution, "agent.busy", None)  # type: ignore[arg-type]
+        await until(t, execution, "agent.busy")
         told = await t.parallax.tools.call(f"{execution.id}.engineer.1", name, arguments)
         assert told.failed
         assert words in told.text
