@@ -181,6 +181,14 @@ async def test_a_limit_says_until_when(client: HttpClient) -> None:
     assert limited.value.resets_at == pytest.approx(time.time() + 30, abs=10)
 
 
+@pytest.mark.parametrize("after", ["9" * 400, "9" * 5000, "-5", "soon", "\xb2"])
+async def test_a_limit_without_a_believable_end_is_still_a_limit(client: HttpClient, after: str) -> None:
+    async with asyncio.timeout(10):
+        with pytest.raises(ProviderLimited) as limited:
+            await play(client, task(f"status 429 Retry-After={after}"))
+    assert limited.value.resets_at is None
+
+
 @pytest.mark.parametrize("how", ["endless", "chatter"])
 async def test_a_stream_without_end_is_cut(
     client: HttpClient, remote: Remote, how: str, monkeypatch: pytest.MonkeyPatch
@@ -211,6 +219,27 @@ async def test_cancel_breaks_the_request_off(client: HttpClient, remote: Remote)
     async with asyncio.timeout(10):
         await remote.gone.wait()
     assert client.alive
+
+
+async def test_cancel_before_the_request_has_begun_ends_the_turn(client: HttpClient) -> None:
+    turn = asyncio.create_task(play(client, task("hang")))
+    cancel = asyncio.create_task(client.cancel())  # runs after the turn's first step, before the request's
+    async with asyncio.timeout(10):
+        _, result = await turn
+    await cancel
+    assert result.stop == "cancelled"
+
+
+async def test_a_slow_reader_loses_nothing_of_a_long_stream(
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "WAITING", 1)
+    items: list[Any] = []
+    async for item in client.turn(task("stream")):
+        await asyncio.sleep(0.05)
+        items.append(item)
+    assert [item.text for item in items[:-1]] == ["one ", "two "]
+    assert items[-1].value == {"ok": True}
 
 
 async def test_a_reader_that_goes_away_breaks_the_request_off(client: HttpClient, remote: Remote) -> None:

@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import aiohttp
 import orjson
@@ -24,10 +24,10 @@ import orjson
 from parallax.agents.clients.common import MESSAGE_LIMIT, START_S, Pulse
 from parallax.agents.clients.failures import short
 from parallax.agents.clients.wire import CHUNK, Lines, Tail
+from parallax.agents.gateway.accounts import LONGEST_S, reset_of
 from parallax.agents.gateway.egress import is_public
 from parallax.errors import (
     AgentCrashed,
-    AgentError,
     AgentUnavailable,
     EmptyTurn,
     LoginNeeded,
@@ -40,7 +40,10 @@ from parallax.ports import AgentSession, Vitals
 BODY_LIMIT: Final = 8 * 1024 * 1024  # bytes of an answer, and of one line of a stream
 STREAM_LIMIT: Final = 256 * 1024 * 1024  # bytes of all lines of a stream
 CONNECT_S: Final = 10.0
+WAITING: Final = 100  # shown pieces that wait for the reader of a turn before the agent is read no further
 NDJSON: Final = "application/x-ndjson"
+
+Shown: TypeAlias = asyncio.Queue[Progress | None]  # None: the request has ended
 
 
 class NotPublic(OSError):
@@ -57,8 +60,7 @@ class HttpClient:
         self._private = private
         self._http: aiohttp.ClientSession | None = None
         self._pulse = Pulse()
-        self._asking: asyncio.Task[None] | None = None
-        self._cancelled = False
+        self._asking: asyncio.Task[TaskResult] | None = None
         self._closed = False
         self.version: str | None = None
 
@@ -100,31 +102,25 @@ class HttpClient:
             raise RuntimeError("an agent does one turn at a time")
         if self._http is None or self._closed:
             raise AgentCrashed("The agent was stopped")
-        self._cancelled = False
         self._pulse.heard()
         started = time.monotonic()
-        shown: asyncio.Queue[Progress | TaskResult | AgentError | None] = asyncio.Queue(maxsize=100)
-        self._asking = asyncio.create_task(self._ask(self._http, task, shown), name=f"turn of {self._session.agent_id}")
+        shown: Shown = asyncio.Queue()
+        asking = asyncio.create_task(self._ask(self._http, task, shown), name=f"turn of {self._session.agent_id}")
+        asking.add_done_callback(lambda _: shown.put_nowait(None))  # whatever it ended by
+        self._asking = asking
         try:
             while (item := await shown.get()) is not None:
-                if isinstance(item, AgentError):
-                    raise item
-                if isinstance(item, Progress):
-                    yield item
-                else:
-                    result = item
-                    break
-            else:
-                result = self._result(task, None, "", None, "cancelled")
+                yield item
+                shown.task_done()
+            cancelled = asking.cancelled()
+            result = self._result(task, None, "", None, "cancelled") if cancelled else asking.result()
         finally:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
             self._asking = None
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
         yield replace(result, usage=Usage(turns=1, wall_s=round(time.monotonic() - started, 3)))
 
-    async def _ask(
-        self, http: aiohttp.ClientSession, task: Task, shown: asyncio.Queue[Progress | TaskResult | AgentError | None]
-    ) -> None:
+    async def _ask(self, http: aiohttp.ClientSession, task: Task, shown: Shown) -> TaskResult:
         """The request, in a task of its own so that it can be given up; what it shows goes into the queue."""
         body = {
             "taskId": task.id,
@@ -148,24 +144,12 @@ class HttpClient:
                 self._pulse.heard()
                 await self._refuse(response)
                 if response.content_type == NDJSON:
-                    await self._stream(response, task, shown)
-                else:
-                    await shown.put(self._answer(task, _document(await self._whole(response))))
-        except asyncio.CancelledError:
-            if not self._cancelled:
-                raise
-            await shown.put(None)
-        except AgentError as error:
-            await shown.put(error)
+                    return await self._stream(response, task, shown)
+                return self._answer(task, _document(await self._whole(response)))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            await shown.put(AgentCrashed(f"{self._named} broke off in mid-turn: {_cause(error)}"))
+            raise AgentCrashed(f"{self._named} broke off in mid-turn: {_cause(error)}") from None
 
-    async def _stream(
-        self,
-        response: aiohttp.ClientResponse,
-        task: Task,
-        shown: asyncio.Queue[Progress | TaskResult | AgentError | None],
-    ) -> None:
+    async def _stream(self, response: aiohttp.ClientResponse, task: Task, shown: Shown) -> TaskResult:
         lines, total, ready = Lines(BODY_LIMIT), 0, list[bytes]()
         async for chunk in response.content.iter_chunked(CHUNK):
             self._pulse.heard()
@@ -176,8 +160,10 @@ class HttpClient:
             for line in filter(bytes.strip, ready):
                 document = _document(line)
                 if not isinstance(text := document.get("output"), str):
-                    return await shown.put(self._answer(task, document))
-                await shown.put(Progress(kind="output", text=text, data={"message": None}))
+                    return self._answer(task, document)
+                shown.put_nowait(Progress(kind="output", text=text, data={"message": None}))
+                if shown.qsize() >= WAITING:
+                    await shown.join()
         raise AgentCrashed(f"{self._named} ended its answer without a result")
 
     async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
@@ -205,8 +191,7 @@ class HttpClient:
         if status in {401, 403}:
             raise LoginNeeded(said)
         if status in {429, 503}:
-            after = response.headers.get("Retry-After", "")
-            raise ProviderLimited(said, time.time() + int(after) if after.isascii() and after.isdigit() else None)
+            raise ProviderLimited(said, _reset(response.headers.get("Retry-After", "")))
         raise AgentUnavailable(said) if status < 500 else AgentCrashed(said)
 
     def _answer(self, task: Task, document: dict[str, Any]) -> TaskResult:
@@ -241,7 +226,6 @@ class HttpClient:
     async def cancel(self) -> None:
         """Break the request off; the turn then ends with stop `cancelled`."""
         if self._asking is not None:
-            self._cancelled = True
             self._asking.cancel()
 
     async def close(self) -> None:
@@ -299,6 +283,13 @@ def _document(data: bytes) -> dict[str, Any]:
 def _is_share(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and 0 <= value <= 1
+
+
+def _reset(after: str) -> float | None:
+    """The unix time that Retry-After names; None without one that can be believed."""
+    now = time.time()
+    at = reset_of({"retry-after": after}, b"", now)
+    return at if at is not None and at - now <= LONGEST_S else None
 
 
 def _cause(error: BaseException) -> str:
