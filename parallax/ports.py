@@ -282,7 +282,6 @@ class Quirks:
     """What is peculiar to a CLI. Each field has one reader in a client or in the supervisor."""
 
     protocol: str = "acp"  # acp, stream_json or text
-    one_turn_per_process: bool = False  # headless CLIs: each turn is a process of its own
     resume: str = "none"  # none, load or resume: how a session is continued by a new process
     mode: str | None = None  # the ACP session mode to set after session/new
     end_turn_hides_limit: bool = False  # a rate limit can look like a normal end of turn

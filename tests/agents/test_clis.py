@@ -124,6 +124,12 @@ def test_aider_reads_prose() -> None:
     assert (edit.kind, edit.data["files"], edit.data["status"]) == ("tool", ["src/a.py"], "completed")
     used = read("Tokens: 1.2k sent, 3,400 cache write, 20 received. Cost: $0.01 message, $0.02 session.")
     assert used.data == {"input": 1200, "output": 20, "cost": 10_000}
+    assert read("Tokens: 120 sent, 20 received.").data == {"input": 120, "output": 20}
+    for sent in ("1.2.3", ".", "9" * 400):
+        assert read(f"Tokens: {sent} sent, 4 received.").kind == "output"
+    assert read("Tokens: 1 sent, 2 received. Cost: $1.2.3 message").data == {"input": 1, "output": 2}
+    assert read("Tokens: 1 sent, 2 received. Cost: $999999999999 message").data == {"input": 1, "output": 2}
+    assert read("I now catch litellm.RateLimitError and wait.").kind == "output"
     assert read("litellm.APIConnectionError: broken").kind == "thought"
     limited = read("litellm.RateLimitError: RateLimitError: too many")
     assert isinstance(limited, TaskResult)
@@ -354,10 +360,11 @@ def test_a_version_is_seen_without_starting_anything(tmp_path: Path) -> None:
     (package / "dist/index.js").write_text("")
     (tmp_path / "cli").symlink_to(package / "dist/index.js")
     assert version_of(str(tmp_path / "cli")) == "1.2.3"
+    (tmp_path / "package.json").write_text('{"version": "0.0.1"}')  # of whoever's project it lies in
     (tmp_path / "versions").mkdir()
     (tmp_path / "versions/2.1.330").write_text("")
     assert version_of(str(tmp_path / "versions/2.1.330")) == "2.1.330"
-    venv = tmp_path / "venv"
+    venv = tmp_path / ".venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin/aider").write_text("")
     (venv / "lib/python3.11/site-packages/aider_chat-0.86.2.dist-info").mkdir(parents=True)

@@ -16,6 +16,7 @@ import pytest
 from agent_helpers import marked, play, task
 
 from parallax.agents.clients.headless import HeadlessClient
+from parallax.agents.clis.aider import Aider
 from parallax.agents.clis.claude import ClaudeHeadless
 from parallax.agents.clis.codex import CodexHeadless
 from parallax.agents.runtimes.local import LocalRuntime
@@ -232,7 +233,7 @@ class _Text:
     """A CLI that prints prose and exits."""
 
     type = "text"
-    quirks = Quirks(protocol="text", one_turn_per_process=True)
+    quirks = Quirks(protocol="text")
 
     def launch(self, session: AgentSession, program: str) -> LaunchSpec:
         return LaunchSpec(argv=(program,), cwd=session.tree, env={"PATH": os.environ["PATH"]})
@@ -256,6 +257,12 @@ async def test_a_text_cli_is_judged_by_its_exit(replay: Replay, session: AgentSe
     assert json.loads((tmp_path / "call").read_text())[0] == ["--message", "go"]
     with pytest.raises(AgentCrashed, match="exit code 1"):
         await play(replay(["I did it\n"], cli=_Text(), code=1))
+
+
+@pytest.mark.parametrize(("cost", "priced"), [(" Cost: $0.01 message, $0.01 session.", "reported"), ("", "estimated")])
+async def test_a_cost_that_a_text_cli_does_not_know_is_not_nothing(replay: Replay, cost: str, priced: str) -> None:
+    _, result = await play(replay(["I did it\n", f"Tokens: 120 sent, 20 received.{cost}\n"], cli=Aider()))
+    assert (result.usage.input_tokens, result.usage.output_tokens, result.usage.priced) == (120, 20, priced)
 
 
 async def test_the_home_is_private_and_links_in_it_are_not_followed(

@@ -259,7 +259,7 @@ class _Reading:
                     input_tokens=data["input"],
                     output_tokens=data["output"],
                     cost=data.get("cost", 0),
-                    priced="reported",
+                    priced="reported" if "cost" in data else "estimated",
                 )
             case "tool":
                 identifier = item.data.get("id")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from parallax.agents.clients.acp_shapes import dollars
 from parallax.agents.clis.base import Dialect, launch_spec, model_end
 from parallax.models import LaunchSpec, Progress, Task, TaskResult
 from parallax.ports import AgentSession, Quirks
@@ -28,8 +29,9 @@ FIXED: Final = (
     "--no-suggest-shell-commands", "--no-auto-test", "--no-auto-lint", "--no-detect-urls", "--no-watch-files",
     "--no-notifications", "--disable-playwright", "--no-add-gitignore-files", "--map-tokens=0",
 )  # fmt: skip
-_TOKENS: Final = re.compile(r"Tokens: ([\d.,]+)(k?) sent,.*?([\d.,]+)(k?) received")
-_COST: Final = re.compile(r"Cost: \$([\d.]+) message")
+_NUMBER: Final = r"([0-9]{1,12}(?:\.[0-9]{1,9})?)"
+_TOKENS: Final = re.compile(rf"Tokens: {_NUMBER}(k?) sent,(?:.*,)? {_NUMBER}(k?) received")
+_COST: Final = re.compile(rf"Cost: \${_NUMBER} message")
 _EDITED: Final = re.compile(r"Applied edit to (.+)")
 _TROUBLE: Final = re.compile(r"litellm\.(\w+)Error\b|Retrying in [\d.]+ seconds|The API provider ")
 _FINAL: Final = frozenset({"RateLimit", "Authentication", "PermissionDenied"})  # waiting for these is Parallax's matter
@@ -44,7 +46,7 @@ class Aider(Dialect):
     """`aider` with the prompt on standard input."""
 
     type = "aider"
-    quirks = Quirks(protocol="text", one_turn_per_process=True, resume="resume")
+    quirks = Quirks(protocol="text", resume="resume")
 
     def launch(self, session: AgentSession, program: str) -> LaunchSpec:
         """`cli_session` is anything that says that there was a turn before: the history is a file in its home."""
@@ -83,9 +85,9 @@ class Aider(Dialect):
         if match := _EDITED.match(text):
             data = {"id": f"edit {match[1]}", "status": "completed", "kind": "edit", "files": [match[1]]}
             return Progress(kind="tool", text=f"Edit {match[1]}", data=data)
-        if match := _TOKENS.search(text):
+        if match := _TOKENS.match(text):
             return Progress(kind="usage", data=_used(match, _COST.search(text)))
-        if (trouble := _TROUBLE.search(text)) and trouble[1] in _FINAL:
+        if (trouble := _TROUBLE.match(text)) and trouble[1] in _FINAL:
             return TaskResult(task_id="", attempt=0, agent_id="", value=None, message=text, stop="error")
         if trouble:
             return Progress(kind="thought", text=text, data={"error": True})
@@ -97,8 +99,9 @@ class Aider(Dialect):
 def _used(tokens: re.Match[str], cost: re.Match[str] | None) -> dict[str, int]:
     """What the line `Tokens: 1.2k sent, 20 received. Cost: $0.01 message, ...` says; money in micro-dollars."""
     sent, received = _count(tokens[1], tokens[2]), _count(tokens[3], tokens[4])
-    return {"input": sent, "output": received, **({"cost": round(float(cost[1]) * 1_000_000)} if cost else {})}
+    money = dollars(float(cost[1])) if cost else None
+    return {"input": sent, "output": received, **({} if money is None else {"cost": money})}
 
 
 def _count(number: str, thousands: str) -> int:
-    return round(float(number.replace(",", "").rstrip(".") or 0) * (1000 if thousands else 1))
+    return round(float(number) * (1000 if thousands else 1))

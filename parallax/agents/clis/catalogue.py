@@ -313,11 +313,13 @@ def older(version: str | None, least: str) -> bool:
 
 
 def version_of(program: str | None) -> str | None:
-    """The version by looking, not by starting: of the npm or Python package around it, or in the path it links to."""
+    """The version by looking, not by starting: of its own npm or Python package, or in the path it links to."""
     if program is None:
         return None
     path = Path(program).resolve()
-    for parent in list(path.parents)[:4]:
+    above = [parent.name for parent in path.parents]
+    own = above.index("node_modules") if "node_modules" in above else 0  # a package.json elsewhere is another's
+    for parent in path.parents[:own]:
         try:
             package = json.loads((parent / "package.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

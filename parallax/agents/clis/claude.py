@@ -109,7 +109,7 @@ class ClaudeHeadless(Dialect):
     """One process a turn: `claude -p` with the prompt on standard input."""
 
     type = "claude"
-    quirks = Quirks(protocol="stream_json", one_turn_per_process=True, resume="resume")
+    quirks = Quirks(protocol="stream_json", resume="resume")
 
     def launch(self, session: AgentSession, program: str) -> LaunchSpec:
         """`program` is claude."""

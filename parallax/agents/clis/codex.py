@@ -82,7 +82,7 @@ class Codex(Dialect):
         """`program` is the adapter."""
         env, secrets = environment(session)
         env["INITIAL_AGENT_MODE"] = PRESETS[session.preset][0]
-        if session.model_door is not None:
+        if model_end(session, "openai") is not None:
             env["MODEL_PROVIDER"] = "parallax"
         if self.executable is None:
             return launch_spec(session, program, env=env, secrets=secrets)
@@ -102,7 +102,7 @@ class CodexHeadless(Dialect):
     """One process a turn: `codex exec --json` with the prompt on standard input."""
 
     type = "codex"
-    quirks = Quirks(protocol="stream_json", one_turn_per_process=True, resume="resume")
+    quirks = Quirks(protocol="stream_json", resume="resume")
 
     def launch(self, session: AgentSession, program: str) -> LaunchSpec:
         """`program` is codex."""

@@ -1,6 +1,6 @@
 """Qwen Code, a relative of Gemini CLI that speaks to any API of OpenAI's kind.
 
-As with Gemini, its settings stand in a system settings file of the agent's own, above the repository's. Quirks: it
+Its settings stand in a system settings file of the agent's own, above the repository's. Quirks: it
 retries in silence for more than a minute, it does not leave at the end of its input, and it says that it can resume a
 session, where only loading one works.
 """
