@@ -113,6 +113,22 @@ def test_without_a_door_nothing_is_pointed_at_one(session: AgentSession, cli: An
     assert "127.0.0.1" not in repr(spec) + "".join(cli.files(session).values())
 
 
+ODD: list[Any] = [5, "command", ["x"], {"content": 5}, {"content": ["x", {"type": "tool_use", "id": ["x"]}]}, None]
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("cli", [ClaudeHeadless(), CodexHeadless()])
+def test_a_line_with_anything_in_any_place_is_no_exception(cli: Any, odd: Any) -> None:
+    for kind in ("assistant", "user", "result", "turn.completed", "turn.failed", "error", "item.completed"):
+        fields = ("message", "usage", "errors", "permission_denials", "error", "item", "result")
+        cli.read(json.dumps({"type": kind, **dict.fromkeys(fields, odd)}).encode())
+    for kind in ("agent_message", "command_execution", "file_change", "todo_list", "mcp_tool_call"):
+        item = {"type": kind, **dict.fromkeys(("id", "text", "changes", "items", "aggregated_output", "tool"), odd)}
+        cli.read(json.dumps({"type": "item.completed", "item": item}).encode())
+    denied = {"type": "result", "permission_denials": [{"tool_name": odd, "tool_input": odd}]}
+    cli.read(json.dumps(denied).encode())
+
+
 def test_aider_reads_prose() -> None:
     def read(line: str) -> Any:
         return Aider().read(line.encode())

@@ -180,6 +180,7 @@ ODD = (
     "[" * 100_000,
     '{"type": "system", "subtype": "init", "session_id": 5}',
     '{"type": "item.completed", "item": 5}',
+    '{"type": "assistant", "message": {"content": [{"type": "tool_use", "id": ["x"]}]}}',
 )
 
 

@@ -31,7 +31,7 @@ def progress_of(update: Mapping[str, Any]) -> Progress | None:
         case "tool_call" | "tool_call_update":
             return _tool(update)
         case "plan":
-            entries = [entry for entry in _list(update.get("entries")) if isinstance(entry, dict)]
+            entries = [entry for entry in listed(update.get("entries")) if isinstance(entry, dict)]
             text = "\n".join(f"{entry.get('status', 'pending')}: {entry.get('content', '')}" for entry in entries)
             return Progress(kind="plan", text=text, data=entries)
         case "usage_update":
@@ -47,7 +47,7 @@ def _tool(update: Mapping[str, Any]) -> Progress:
         data["kind"] = str(update["kind"])
     if update.get("rawInput") is not None:
         data["input"] = bounded(update["rawInput"])
-    content = [item for item in _list(update.get("content")) if isinstance(item, dict)]
+    content = [item for item in listed(update.get("content")) if isinstance(item, dict)]
     if output := "\n".join(filter(None, (_text(item.get("content")) for item in content))):
         data["output"] = output[-OUTPUT_SHOWN:]
     if files := [str(item["path"]) for item in content if item.get("type") == "diff" and item.get("path")]:
@@ -64,14 +64,14 @@ def tokens_of(usage: Any, meta: Any) -> Tokens | None:
     """Input, output and cached tokens of a turn: where the protocol has them, or where Gemini CLI puts them."""
     if usage is not None:
         return usage.input_tokens, usage.output_tokens, usage.cached_read_tokens or 0
-    counts = _dict(_dict(_dict(meta).get("quota")).get("token_count"))
+    counts = mapping(mapping(mapping(meta).get("quota")).get("token_count"))
     found = _count(counts.get("input_tokens")), _count(counts.get("output_tokens")), 0
     return found if any(found) else None
 
 
 def call_tokens(update: Mapping[str, Any]) -> Tokens | None:
     """The tokens of one model call, as Qwen Code tells them beside an empty piece of text."""
-    counts = _dict(_dict(update.get("_meta")).get("usage"))
+    counts = mapping(mapping(update.get("_meta")).get("usage"))
     cached = _count(counts.get("cachedReadTokens"))
     found = max(0, _count(counts.get("inputTokens")) - cached), _count(counts.get("outputTokens")), cached
     return found if any(found) else None
@@ -82,7 +82,8 @@ def added(first: Tokens, second: Tokens) -> Tokens:
     return first[0] + second[0], first[1] + second[1], first[2] + second[2]
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def mapping(value: Any) -> dict[str, Any]:
+    """A JSON object; whatever else stands in its place is an empty one."""
     return value if isinstance(value, dict) else {}
 
 
@@ -114,7 +115,8 @@ def _text(content: Any) -> str:
     return ""
 
 
-def _list(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """A JSON array; whatever else stands in its place is an empty one."""
     return value if isinstance(value, list) else []
 
 
@@ -162,7 +164,7 @@ def form_options(schema: Json) -> tuple[Mapping[str, str], ...]:
 def _field_options(field: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
     source = field.get("items") if field.get("type") == "array" else field
     source = source if isinstance(source, dict) else {}
-    titled = _list(source.get("oneOf")) or _list(source.get("anyOf"))
+    titled = listed(source.get("oneOf")) or listed(source.get("anyOf"))
     if titled:
         return tuple(
             {"id": str(option["const"]), "label": str(option.get("title") or option["const"])}
@@ -171,7 +173,7 @@ def _field_options(field: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
         )
     if field.get("type") == "boolean":
         return ({"id": "true", "label": "yes"}, {"id": "false", "label": "no"})
-    return tuple({"id": str(value), "label": str(value)} for value in _list(source.get("enum")))
+    return tuple({"id": str(value), "label": str(value)} for value in listed(source.get("enum")))
 
 
 def form_text(message: str, schema: Json) -> str:
@@ -197,7 +199,7 @@ def form_content(schema: Json, answer: str) -> dict[str, Any]:
             value = None
         if isinstance(value, dict) and value.keys() & fields.keys():
             return {name: item for name, item in value.items() if name in fields}
-    required = [name for name in _list(schema.get("required")) if name in fields]
+    required = [name for name in listed(schema.get("required")) if name in fields]
     name = next(iter([*required, *fields]), None)
     return {} if name is None else {name: _field_value(fields[name], answer)}
 

@@ -212,7 +212,7 @@ class _Reading:
         self.usage = Usage()
         self.last_words = Tail()
         self.errors_read = asyncio.Event()
-        self._titles: dict[object, str] = {}
+        self._titles: dict[str, str] = {}
 
     async def items(self) -> AsyncIterator[Progress]:
         """All that is shown, until the result or the end of output."""
@@ -262,7 +262,7 @@ class _Reading:
                     priced="reported" if "cost" in data else "estimated",
                 )
             case "tool":
-                identifier = item.data.get("id")
+                identifier = str(item.data.get("id"))
                 self.tools += identifier not in self._titles
                 title = item.text or self._titles.get(identifier, "")
                 self._titles[identifier] = title

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from parallax.agents.clients.acp_shapes import OUTPUT_SHOWN, bounded, dollars
+from parallax.agents.clients.acp_shapes import OUTPUT_SHOWN, bounded, dollars, listed, mapping
 from parallax.agents.clis.base import TOOL_MS, TOOLS_VARIABLE, Dialect, launch_spec, model_end
 from parallax.models import Json, LaunchSpec, Progress, Task, TaskResult, Usage
 from parallax.ports import TOOLS_NAME, AgentSession, Quirks
@@ -152,9 +152,9 @@ class ClaudeHeadless(Dialect):
                 text = f"retries after {event.get('error_status')} {event.get('error')}"
                 return Progress(kind="thought", text=text, data={"retry": event.get("attempt")})
             case "assistant":
-                return _assistant((event.get("message") or {}).get("content"))
+                return _assistant(mapping(event.get("message")).get("content"))
             case "user":
-                return _tool_result((event.get("message") or {}).get("content"))
+                return _tool_result(mapping(event.get("message")).get("content"))
             case "result":
                 return _result(event)
         return None
@@ -169,8 +169,7 @@ def _loads(line: bytes) -> dict[str, Any]:
 
 
 def _blocks(content: Any, kind: str) -> list[dict[str, Any]]:
-    blocks = content if isinstance(content, list) else []
-    return [block for block in blocks if isinstance(block, dict) and block.get("type") == kind]
+    return [block for block in listed(content) if isinstance(block, dict) and block.get("type") == kind]
 
 
 def _assistant(content: Any) -> Progress | None:
@@ -198,7 +197,7 @@ def _tool_result(content: Any) -> Progress | None:
 
 def _result(event: dict[str, Any]) -> TaskResult:
     """The last line. `success` may be an error, and a run whose tools were refused calls itself one, too."""
-    subtype, errors = str(event.get("subtype", "")), event.get("errors")
+    subtype, errors = str(event.get("subtype", "")), listed(event.get("errors"))
     message = str(event.get("result") or "")
     if subtype == "error_max_turns":
         stop = "max_turn_requests"
@@ -207,11 +206,11 @@ def _result(event: dict[str, Any]) -> TaskResult:
     elif event.get("is_error") or subtype != "success":
         stop = "error"
         status = event.get("api_error_status")
-        message = message or "; ".join(map(str, errors or ())) or subtype
+        message = message or "; ".join(map(str, errors)) or subtype
         message = f"{status}: {message}" if status else message
     else:
         stop = "end_turn"
-    usage: dict[str, Any] = event.get("usage") or {}
+    usage = mapping(event.get("usage"))
     cost = dollars(event.get("total_cost_usd"))
     return TaskResult(
         task_id="",
@@ -228,13 +227,13 @@ def _result(event: dict[str, Any]) -> TaskResult:
             cost=cost or 0,
             priced="estimated" if cost is None else "reported",
         ),
-        denied=tuple(_denial(denial) for denial in event.get("permission_denials") or () if isinstance(denial, dict)),
+        denied=tuple(_denial(denial) for denial in listed(event.get("permission_denials")) if isinstance(denial, dict)),
     )
 
 
 def _denial(denial: Mapping[str, Json]) -> str:
-    inputs = denial.get("tool_input")
-    detail = next((str(inputs[key]) for key in ("command", "file_path", "url") if key in inputs), "") if inputs else ""
+    inputs = mapping(denial.get("tool_input"))
+    detail = next((str(inputs[key]) for key in ("command", "file_path", "url") if key in inputs), "")
     return f"{denial.get('tool_name')}: {detail}" if detail else str(denial.get("tool_name"))
 
 

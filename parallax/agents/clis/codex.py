@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from parallax.agents.clients.acp_shapes import OUTPUT_SHOWN
+from parallax.agents.clients.acp_shapes import OUTPUT_SHOWN, listed, mapping
 from parallax.agents.clis.base import TOOLS_VARIABLE, Dialect, launch_spec, model_end
 from parallax.models import LaunchSpec, Progress, Task, TaskResult, Usage
 from parallax.ports import TOOL_S, TOOLS_NAME, AgentSession, Quirks, ToolsDoor
@@ -169,7 +169,7 @@ def _item(item: dict[str, Any], done: bool) -> Progress | None:
                 data["output"] = output[-OUTPUT_SHOWN:]
             return Progress(kind="tool", text=str(item.get("command", "")), data=data)
         case "file_change":
-            changes = [change for change in item.get("changes") or () if isinstance(change, dict)]
+            changes = [change for change in listed(item.get("changes")) if isinstance(change, dict)]
             files = [str(change.get("path")) for change in changes]
             data = {"id": item.get("id"), "status": item.get("status"), "kind": "edit", "files": files}
             return Progress(kind="tool", text=f"Edit {', '.join(files)}", data=data)
@@ -185,7 +185,7 @@ def _item(item: dict[str, Any], done: bool) -> Progress | None:
 
 def _ended(stop: str, message: str, usage: Any) -> TaskResult:
     """No message of its own at a normal end: the client knows the last one."""
-    counts = {key: value for key, value in (usage or {}).items() if isinstance(value, int) and value >= 0}
+    counts = {key: value for key, value in mapping(usage).items() if isinstance(value, int) and value >= 0}
     cached = counts.get("cached_input_tokens", 0)
     return TaskResult(
         task_id="",
