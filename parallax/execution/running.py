@@ -197,10 +197,14 @@ class RunningExecution:
 
     async def _kept(self, work: Coroutine[Any, Any, None]) -> None:
         """Do it to its end; when the store refuses, say so and leave the execution to the next start."""
-        try:
-            await to_its_end(work)
-        except StorageError as error:
-            _log.error("the store refused", execution=self.id, cause=str(error))
+
+        async def said() -> None:
+            try:
+                await work
+            except StorageError as error:
+                _log.error("the store refused", execution=self.id, cause=str(error))
+
+        await to_its_end(said())
 
     async def _number(self) -> int:
         """What it owns its execution by: taken once."""

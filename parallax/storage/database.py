@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from sqlalchemy import Executable
 from sqlalchemy.engine import Dialect
 
 from parallax.events import Event
 from parallax.storage.statements import Change
+
+REFUSED: Final = "another owner holds this execution, or its step has a result already"
 
 
 class Database(Protocol):

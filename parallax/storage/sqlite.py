@@ -27,13 +27,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from parallax.errors import FencedError, StorageError
 from parallax.events import Event
 from parallax.storage.blobs import BlobFiles
-from parallax.storage.database import Compiler
+from parallax.storage.database import REFUSED, Compiler
 from parallax.storage.migrating import bring_up_sqlite
 from parallax.storage.statements import Change, event_params, insert_event
 from parallax.storage.writer import Writer
 
 READERS = 4  # threads that read, each with one connection
-REFUSED = "another owner holds this execution, or its step has a result already"
 
 
 class SqliteDatabase:

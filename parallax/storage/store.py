@@ -7,7 +7,6 @@ come back with the `seq` that the commit gave them. Where it is kept is a `Datab
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
@@ -26,6 +25,7 @@ from parallax.storage.blobs import json_size_within
 from parallax.storage.database import Database, Sharing
 from parallax.storage.sqlite import SqliteDatabase
 from parallax.storage.statements import Change, JournalEntry, forget, forget_bundles
+from parallax.tasks import to_its_end
 
 SUMS: Final = (
     "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "cost", "turns", "wall_s",
@@ -139,14 +139,7 @@ class Store:
     async def _rows(self, statement: Executable) -> Sequence[Any]:
         # A reader that leaves in the middle must not take a connection with an open read along: the read is short, so
         # it is let to its end, and the cancellation is honoured then.
-        reading = asyncio.ensure_future(self._database.rows(statement))
-        try:
-            return await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            await asyncio.wait([reading])
-            if not reading.cancelled():
-                reading.exception()  # retrieved: its reader is gone
-            raise
+        return await to_its_end(self._database.rows(statement))
 
     async def rows(self, table_name: str, **equal: Any) -> list[dict[str, Any]]:
         """The rows of a table whose columns have these values: for tables that one room keeps for itself."""

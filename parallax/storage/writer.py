@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias
 
 from parallax.errors import StorageError, StorageFull
 from parallax.failpoints import FailpointError, fp
+from parallax.tasks import to_its_end
 from parallax.telemetry import logger
 
 Batch: TypeAlias = Callable[[sqlite3.Connection], Any]
@@ -62,20 +63,13 @@ class Writer:
     async def submit(self, batch: Batch) -> Any:
         """Run the batch in a transaction of its own and wait until it is durable.
 
-        The wait is shielded: a cancelled caller cannot turn a commit whose outcome it does not know into a second run.
-        The cancellation is honoured once the outcome is there.
+        Waited for to its end: a cancelled caller cannot turn a commit whose outcome it does not know into a second run.
         """
         if self._closed:
             raise StorageError(f"{self._path} is closed; nothing of this change was kept")
         waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.put((batch, waiter))
-        try:
-            return await asyncio.shield(waiter)
-        except asyncio.CancelledError:
-            await asyncio.wait([waiter])
-            if not waiter.cancelled():
-                waiter.exception()  # retrieved: its caller is gone
-            raise
+        return await to_its_end(waiter)
 
     async def close(self) -> None:
         """Finish what is queued, checkpoint, close. Later batches are refused, not left waiting."""
