@@ -229,7 +229,8 @@ class QuestionDesk:
         assert question.deadline_at is not None
         while (left := question.deadline_at - time.time()) > 0:
             with suppress(TimeoutError):
-                await asyncio.wait_for(heard.wait(), min(left, LOOK_S))
+                async with asyncio.timeout(min(left, LOOK_S)):  # `wait_for` would lose a cancellation
+                    await heard.wait()
             if (stored := await self._store.question(question.id)).state not in OPEN:
                 return _ended(stored)
         with suppress(FencedError):  # or a person was faster in the last moment

@@ -51,12 +51,14 @@ class Share:
         """Until it is cancelled."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):  # `wait_for` would lose a cancellation that comes with news
+                    await self._woken.wait()
             self._woken.clear()
             news, self._news = self._news, set()
             try:
                 await self._round(news)
             except StorageError as error:
+                self._news |= news
                 _log.error("the store does not answer", cause=str(error))
             await asyncio.sleep(PAUSE_S)
 

@@ -29,9 +29,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from parallax.errors import ConfigurationError, FencedError, StorageError, UsageError
 from parallax.events import Event
 from parallax.storage.blobs import UNNAMED_S, checked, name_of
-from parallax.storage.database import Compiler
+from parallax.storage.database import REFUSED, Compiler
 from parallax.storage.migrating import bring_up
 from parallax.storage.statements import Change, Write, event_params, insert_journal, update_current, update_guard
+from parallax.tasks import to_its_end
 
 _T = TypeVar("_T")
 
@@ -43,7 +44,6 @@ LEASE_S: Final = 10.0
 LISTEN_CHECK_S: Final = 10.0
 RELISTEN_S: Final = 0.2
 CHANNEL: Final = "parallax"
-REFUSED: Final = "another owner holds this execution, or its step has a result already"
 _JOURNAL: Final = ("execution", "step_key", "kind", "attempt", "epoch", "input_hash", "body", "blob", "at")
 _EVENT: Final = ("execution", "type", "at", "step_key", "agent_id", "data")
 _TYPES: Final = {"attempt": "int", "epoch": "int", "at": "float8"}
@@ -158,7 +158,8 @@ class PostgresDatabase:
 
     async def _dispose(self) -> None:
         with contextlib.suppress(TimeoutError):  # a database that does not answer does not say farewell
-            await asyncio.wait_for(self._engine.dispose(), CONNECT_S)
+            async with asyncio.timeout(CONNECT_S):
+                await self._engine.dispose()
 
     async def _disconnect(self) -> None:
         await _closed(self._connection)
@@ -190,13 +191,7 @@ class PostgresDatabase:
             raise StorageError(f"{self._where} is closed; nothing of this change was kept")
         entry = _Entry(change, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(entry)
-        try:
-            return await asyncio.shield(entry.done)
-        except asyncio.CancelledError:
-            await asyncio.wait([entry.done])
-            if not entry.done.cancelled():
-                entry.done.exception()  # retrieved: its caller is gone
-            raise
+        return await to_its_end(entry.done)
 
     async def _write(self) -> None:
         entry = await self._queue.get()
@@ -445,7 +440,8 @@ class PostgresDatabase:
             self._heard(None)  # what was told while nobody listened
             while not broken.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(broken.wait(), LISTEN_CHECK_S)
+                    async with asyncio.timeout(LISTEN_CHECK_S):  # `wait_for` would lose a cancellation
+                        await broken.wait()
                 await connection.fetchval("SELECT 1", timeout=CONNECT_S)
         finally:
             await _closed(connection)
