@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from parallax.errors import NotFoundError
 from parallax.models import EXECUTION_ID, ExecutionState
 from parallax.storage.space import Space
 from parallax.storage.store import Store
@@ -96,14 +95,13 @@ class Housekeeping:
         return sorted(found)
 
     async def _is_over(self, name: str, now: float) -> bool:
-        try:
-            execution = await self._store.execution(name)
-        except NotFoundError:
+        rows = await self._store.rows("executions", id=name)  # without its result, which may be large or damaged
+        if not rows:
             return True
-        if execution.ended_at is None:
+        if rows[0]["ended_at"] is None:
             return False
-        factor = 2 if execution.state is ExecutionState.FAILED else 1
-        return now - execution.ended_at >= self._keep.workspace_days * DAY_S * factor
+        factor = 2 if rows[0]["state"] == ExecutionState.FAILED else 1
+        return bool(now - rows[0]["ended_at"] >= self._keep.workspace_days * DAY_S * factor)
 
     async def _clear(self, name: str) -> None:
         """Its workspaces, snapshots and homes."""

@@ -266,8 +266,8 @@ def _delete(table_name: str, column: str) -> Delete:
 
 
 def forget(execution: str) -> list[Write]:
-    """Delete every row of an execution."""
-    parts = [(name, "execution") for name in ("journal", "events", "questions", "idempotency", "calls")]
+    """Delete the rows of an execution; what tokens it was given stays on record."""
+    parts = [(name, "execution") for name in ("journal", "events", "questions", "idempotency", "calls", "workspaces")]
     return [Write(_delete(name, column), {"b_id": execution}) for name, column in [*parts, ("executions", "id")]]
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from parallax import failpoints
-from parallax.errors import NotFoundError, StorageFull
+from parallax.errors import JournalError, NotFoundError, StorageFull
 from parallax.execution.housekeeping import Housekeeping, Keep
 from parallax.models import Execution, ExecutionState
 from parallax.storage.space import Space
+from parallax.storage.statements import Change, set_execution
 from tests.conftest import Team, TeamFactory
 from tests.execution.test_team import ORG, RIGHT, script
 
@@ -65,13 +66,25 @@ async def test_a_round_that_was_cut_short_is_made_up_for(team: TeamFactory) -> N
     async with team(AGENTS) as t:
         done = await t.run(WORK)
         failpoints.arm("cleanup.mid=raise")
+        assert await t.parallax.store.rows("workspaces", execution=done.id)
         with pytest.raises(failpoints.FailpointError):
             await keeper(t, workspace_days=0, days=0).round()
         failpoints.arm("")
         await keeper(t, workspace_days=0, days=0).round()
         assert places(t, done) == []
+        assert await t.parallax.store.rows("workspaces", execution=done.id) == []
         with pytest.raises(NotFoundError):
             await t.parallax.store.execution(done.id)
+
+
+async def test_a_damaged_result_does_not_keep_the_round_from_its_end(team: TeamFactory) -> None:
+    async with team(AGENTS) as t:
+        done = await t.run(WORK)
+        await t.parallax.store.commit(Change([set_execution(done.id, result_blob="0" * 64)]))
+        with pytest.raises(JournalError, match="is missing"):
+            await t.parallax.store.execution(done.id)
+        await keeper(t, workspace_days=0).round()
+        assert places(t, done) == []
 
 
 async def test_below_the_mark_new_work_is_refused_and_the_ballast_comes_and_goes(team: TeamFactory) -> None:
