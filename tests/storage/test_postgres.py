@@ -213,7 +213,6 @@ async def test_a_commit_whose_answer_was_lost_is_not_made_twice(url: str, postgr
 
 
 async def test_a_database_that_is_restarted_under_load_loses_and_doubles_nothing() -> None:
-    """E6 in small: `make faults` restarts it for longer."""
     with cluster(durable=True) as own:
         url = await own.database()
         async with Store.shared_by(url, "a") as store:
