@@ -190,10 +190,12 @@ class RunningExecution:
         finally:
             if self._floor is not None:
                 self._floor()
-            await self._kept(self._with.supervisor.release(self.id))
-            self._with.budgets.close(self.id)
-            self._with.waits.close(self.id)
-            self._ended(self)
+            try:
+                await self._kept(self._with.supervisor.release(self.id))
+            finally:  # also when it is cancelled while its agents go
+                self._with.budgets.close(self.id)
+                self._with.waits.close(self.id)
+                self._ended(self)
 
     async def _kept(self, work: Coroutine[Any, Any, None]) -> None:
         """Do it to its end; when the store refuses, say so and leave the execution to the next start."""
