@@ -79,8 +79,8 @@ def _strikes() -> tuple[str, str]:
     done = ", ".join(f"{word} at {len(by_kind[kind])} failpoints" for kind, word in kinds.items() if by_kind[kind])
     return (
         f"the server is {done}, one server each",
-        f"{len(STRUCK)} times the undisturbed end, and no finished step again; struck by tests of their rooms: "
-        f"{', '.join(sorted(ELSEWHERE))}",
+        f"after {len(STRUCK)} strikes, some in a row on one execution, every one came to its undisturbed end (the "
+        f"cancelled to theirs), and no finished step again; struck by tests of their rooms: {', '.join(sorted(ELSEWHERE))}",
     )
 
 
