@@ -49,7 +49,6 @@ class LocalAgent(BaseModel):
     endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/@]+(/[^\s?#]*)?$")
     command: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
-    labels: dict[str, str] = Field(default_factory=dict)
     env: dict[str, str] = Field(default_factory=dict)
     provider: Literal["anthropic", "openai", "gemini"] = "openai"
     key: str | None = None

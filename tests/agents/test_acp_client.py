@@ -338,6 +338,27 @@ async def test_signs_of_life(start: Any) -> None:
     assert client.vitals().exit_code is None
 
 
+async def test_a_report_counts_for_a_cli_that_hides_limits_in_a_normal_end(
+    runtime: LocalRuntime, session: AgentSession, tmp_path: Path
+) -> None:
+    class Hiding(ScriptedCLI):
+        quirks = Quirks(end_turn_hides_limit=True)
+
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({"rules": [{"do": [{"say": "x\n\nCONFIDENCE: 0.9"}, {"hang": True}]}]}))
+    client = AcpClient(runtime=runtime, cli=Hiding(script), session=session, program=sys.executable)
+    await client.open()
+    turn = client.turn(task())
+    async for _ in turn:
+        if client.vitals().claimed:
+            break
+    claim = client.claim()  # its turn has not ended, so it has told no usage
+    assert claim is not None
+    assert (claim.value, claim.reported, claim.stop) == ("x", 0.9, "end_turn")
+    await turn.aclose()
+    await client.close()
+
+
 async def test_a_session_is_continued_by_its_id(runtime: LocalRuntime, session: AgentSession, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text('{"rules": [{"do": [{"say": "hi"}]}]}')
     known = dataclasses.replace(session, cli_session="abc")

@@ -338,7 +338,7 @@ class AcpClient:
                 raise ProviderLimited(
                     "The agent ended its turn at once and used nothing: a rate limit shows so with it"
                 )
-            if tokens is None and not turn.tools:
+            if tokens is None and not turn.tools and not has_marks(turn.message):
                 raise failure(turn.message)
         if stop == "end_turn" and silent:
             raise EmptyTurn("The agent ended its turn without a word or a deed")
