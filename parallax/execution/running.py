@@ -264,7 +264,9 @@ class RunningExecution:
             await host.interrupts.gate()
         except (asyncio.CancelledError, TimeoutError, BaseExceptionGroup, ParallaxError, prism.PrismError) as error:
             cause = leaf(error)
-            if course.clock is not None and course.clock.limit.expired() and self.cancelled_by is None:
+            if self.task.cancelling():  # whatever else it met: a task group that is failing loses a cancellation
+                cause = asyncio.CancelledError()
+            elif course.clock is not None and course.clock.limit.expired():
                 cause = BudgetExhausted("the time that this run may take is up; what is finished is kept")
             await self._ended_early(course, cause)
             return

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from parallax.errors import ConflictError
+from parallax.errors import AttentionNeeded, ConflictError
+from parallax.execution.host import ExecutionHost
 from parallax.models import ExecutionState, hash12
+from parallax.prism import Effect, Outcome
 from tests.conftest import Team, TeamFactory
 from tests.execution.test_recovery import starts, until
 from tests.execution.test_team import ORG, answer, script
@@ -96,6 +98,34 @@ async def paused(t: Team, program: str) -> Any:
     await until(t, execution, "step.finished", "a")
     await asyncio.sleep(0.3)
     return execution
+
+
+async def test_a_cancel_while_other_branches_are_let_go_is_not_lost(
+    team: TeamFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ending, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def perform(_host: ExecutionHost, effect: Effect) -> Outcome:
+        if effect.key == "a":
+            await begun.wait()
+            raise AttentionNeeded("somebody has to look")
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ending.set()
+            await gone.wait()  # as an agent that takes its time to end
+        return Outcome()
+
+    monkeypatch.setattr(ExecutionHost, "perform", perform)
+    async with team(SLOW) as t:
+        execution = await t.start('parallel([() => askHuman("?", {id: "a"}), () => askHuman("?", {id: "b"})])')
+        async with asyncio.timeout(20):
+            await ending.wait()
+            await t.parallax.engine.cancel(execution.id, "a test")
+            gone.set()
+            done = await t.finish(execution)
+        assert (done.state, done.reason) == (ExecutionState.CANCELLED, "cancelled by a test")
 
 
 PAUSED = ORG + 'assign("engineer", "lasting", {id: "a"})\nassign("engineer", "quick", {id: "b"})'
