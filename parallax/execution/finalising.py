@@ -16,8 +16,9 @@ from typing import Final
 from parallax.errors import ConflictError, RemoteError
 from parallax.execution.course import Course
 from parallax.execution.journal import step_from_json
+from parallax.execution.questions import PROGRAM
 from parallax.execution.verification import first_line, reason
-from parallax.models import Execution, Json, Opened, Question, StepResult, hash12
+from parallax.models import Execution, Json, Opened, Question, StepResult
 from parallax.storage.statements import JournalEntry
 from parallax.workspaces.finalising import Finaliser, Looked, Pushed, Wish, Words, approval_problem
 from parallax.workspaces.history import DiffStat
@@ -75,20 +76,21 @@ class Finalising:
 
     async def _approved(self, looked: Looked) -> None:
         course, journal = self._course, self._course.journal
-        given: Json = journal.result(APPROVAL)
-        if given is None or given["sha"] != looked.sha:
+        key = f"{APPROVAL}/{looked.sha[:12]}"  # of this commit: what was approved before says nothing of another
+        given: Json = journal.result(key)
+        if given is None:
             question = Question(
-                id=f"q{hash12(f'{course.execution.id}/{APPROVAL}')[:6]}",
+                id="",  # the desk's to give
                 execution=course.execution.id,
-                step_key=APPROVAL,
-                asker="program",
+                step_key=key,
+                asker=PROGRAM,
                 kind="approval",
                 text=approval_problem(looked),
                 options=({"id": "approve", "label": "push it"}, {"id": "reject", "label": "do not push"}),
             )
             answer = await course.desk.ask(question, journal)
             given = {"answer": answer.answer, "by": answer.by, "sha": looked.sha, "at": time.time()}
-            await journal.write("result", APPROVAL, given)
+            await journal.write("result", key, given)
         if given["answer"] != "approve":
             raise ConflictError(f"not pushed: {given['by']} did not approve {'; '.join(looked.sensitive[:3])}")
 

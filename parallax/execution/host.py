@@ -95,7 +95,7 @@ class ExecutionHost:
 
     async def perform(self, effect: Effect) -> Outcome:
         """Answer one effect. Raises what ends the execution (fencing, divergence); other failures are outcomes."""
-        await self._flush_printed()
+        await self.flush()
         asked = input_hash(effect.kind, effect.request)
         if (recorded := self._course.journal.result(effect.key, asked)) is not None:
             return await self._recalled(effect, recorded)
@@ -214,10 +214,7 @@ class ExecutionHost:
             self._printed.append(line)
 
     async def flush(self) -> None:
-        """At the end of the program: what was printed since the last effect."""
-        await self._flush_printed()
-
-    async def _flush_printed(self) -> None:
+        """Tell what was printed since the last effect: at the next one, and at the end of the program."""
         if not self._printed:
             return
         lines, self._printed = self._printed, []

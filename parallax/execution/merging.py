@@ -15,9 +15,11 @@ from parallax.errors import MergeConflict, StepFailed
 from parallax.execution import prompts
 from parallax.execution.agent_proxy import Slot, role_of
 from parallax.execution.course import Course
+from parallax.execution.questions import PROGRAM
 from parallax.execution.turns import Turns
 from parallax.execution.verification import Oracles, critique, first_line, red_before, summary
-from parallax.models import Action, Evidence, Question, Role, Source, StepResult, hash12
+from parallax.models import Action, Evidence, Question, Role, Source, StepResult
+from parallax.workspaces.service import result_branch
 
 if TYPE_CHECKING:
     from parallax.execution.steps import StepRunner, Work
@@ -136,10 +138,10 @@ class Merging:
         course = self._course
         asked = self._asked[work.key] = self._asked.get(work.key, 0) + 1
         question = Question(
-            id=f"q{hash12(f'{course.execution.id}/{work.key}/conflict/{asked}')[:6]}",  # the same after a restart
+            id="",  # the desk's to give
             execution=course.execution.id,
             step_key=work.key,
-            asker="program",
+            asker=PROGRAM,
             kind="question",
             # With its count, since the same words would be the same question, whose answer is known.
             text=f"The work of step '{work.key}' (branch {step.branch}) cannot be merged, try {asked}: "
@@ -313,7 +315,7 @@ class Merging:
                 branch=step.branch,
                 commit=merged.sha,
                 files=merged.files,
-                into=f"parallax/{course.execution.id}/result",
+                into=result_branch(course.execution.id),
             )
         )
         return step

@@ -6,16 +6,20 @@ import asyncio
 import json
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from budget_helpers import living
 
 from parallax import failpoints
 from parallax.errors import ConflictError, RemoteError, RepositoryError, UsageError
 from parallax.execution import finalising
+from parallax.execution.journal import Journal
+from parallax.execution.questions import QuestionDesk
 from parallax.models import ExecutionState
 from parallax.redaction import Secret
 from parallax.workspaces import remotes
-from parallax.workspaces.finalising import Wish
+from parallax.workspaces.finalising import Looked, Wish
 from parallax.workspaces.profile import matching
 from tests.conftest import IDENTITY, git
 from tests.forge.forge import APP_ID
@@ -218,6 +222,25 @@ async def test_ci_definitions_and_secrets_go_out_with_approval_only(team, forge,
         repo = await t.parallax.workspaces.open_repository(str(t.repository), execution.base)
         with pytest.raises(ConflictError, match="--allow-protected"):
             await t.parallax.push(execution, repo, WISH, approved=False, dry_run=False)
+
+
+async def test_an_approval_is_of_one_commit_and_outlives_a_restart(tmp_path):
+    async with living(tmp_path / "parallax.db") as house:
+        await house.take_in("e1")
+        desk = QuestionDesk(house.store, house.bus, house.waits)
+        answers = {"a" * 40: "approve", "b" * 40: "reject"}
+        for sha, answer in answers.items():
+            for _ in ("first", "after a restart"):
+                journal = await Journal.load(house.store, house.bus, "e1", 0)
+                course = SimpleNamespace(execution=await house.store.execution("e1"), journal=journal, desk=desk)
+                looked = Looked(url="u", branch="b", sha=sha, files=1, sensitive=("CI definition x.yml",))
+                asking = asyncio.create_task(finalising.Finalising(course, None)._approved(looked))
+                while not asking.done():
+                    for question in await house.store.questions(execution="e1", states=("with_person",)):
+                        await desk.answer(question.id, answer)
+                    await asyncio.sleep(0.01)
+                assert isinstance(asking.exception(), ConflictError if answer == "reject" else type(None))
+        assert [told["answer"] for told in await house.told("question.answered")] == ["approve", "reject"]
 
 
 async def test_what_cannot_be_pushed_is_said_before_anybody_works(team, forge, shop, app, repository):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from parallax.app import Parallax
 from parallax.errors import ConflictError, UsageError
 from parallax.execution.history import Fork
 from parallax.execution.intake import Submission
@@ -16,6 +17,7 @@ from parallax.server import sse, views
 from parallax.server.parts import Part, json_response
 from parallax.workspaces.finalising import Wish
 from parallax.workspaces.repository import Repository
+from parallax.workspaces.service import result_branch
 
 router = APIRouter(prefix="/api/executions", tags=["executions"])
 
@@ -219,7 +221,7 @@ async def diff(execution_id: str, parallax: Part, stat: bool = False, branch: st
     """What the result changes against the base; or another branch of the execution."""
     execution, repo = await _repository(parallax, execution_id)
     names = dict(await parallax.workspaces.branches(repo, execution_id))
-    wanted = branch or f"parallax/{execution_id}/result"
+    wanted = branch or result_branch(execution_id)
     if wanted not in names:
         known = ", ".join(names) or "none yet"
         raise ConflictError(f"execution '{execution_id}' has no branch '{wanted}' (branches: {known})")
@@ -248,14 +250,14 @@ async def land(execution_id: str, body: Land, parallax: Part) -> Response:
     return json_response(landed)
 
 
-async def _repository(parallax: Any, execution_id: str) -> tuple[Execution, Repository]:
+async def _repository(parallax: Parallax, execution_id: str) -> tuple[Execution, Repository]:
     execution = await parallax.store.execution(execution_id)
     if execution.repo is None:
         raise UsageError(f"execution '{execution_id}' has no repository")
     return execution, await parallax.workspaces.open_repository(execution.repo, execution.base)
 
 
-async def _branches(parallax: Any, execution: Execution) -> list[dict[str, Any]]:
+async def _branches(parallax: Parallax, execution: Execution) -> list[dict[str, Any]]:
     if execution.repo is None or execution.base is None:
         return []
     repo = await parallax.workspaces.open_repository(execution.repo, execution.base)
