@@ -284,3 +284,13 @@ async def test_the_home_is_private_and_links_in_it_are_not_followed(
     await HeadlessClient(runtime=runtime, cli=_Text(), session=replace(session, role="x"), program="x").open()
     assert (outside / "b").read_text() == "kept"
     assert path.read_text() == "x"
+
+
+@pytest.mark.parametrize("way", ["conf", "conf/a.txt/b"])
+async def test_what_an_agent_left_in_the_way_of_its_configuration_is_replaced(
+    runtime: LocalRuntime, session: AgentSession, way: str
+) -> None:
+    (session.home / way).parent.mkdir(parents=True)
+    (session.home / way).write_text("in the way")
+    await HeadlessClient(runtime=runtime, cli=_Text(), session=session, program="x").open()
+    assert (session.home / "conf/a.txt").read_text() == "engineer"

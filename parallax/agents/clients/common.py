@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -122,8 +123,8 @@ def addressed(task: Task, session: AgentSession) -> Task:
 def prepare_home(cli: AgentCLI, session: AgentSession, known: AgentSession | None = None) -> None:
     """Write the CLI's configuration, and without a door the user's login, into the agent's home: nobody else reads it.
 
-    `known` is the session as the agent knows it, where that differs. Any link in the way is replaced, never followed:
-    the home was the agent's between two turns.
+    `known` is the session as the agent knows it, where that differs. Whatever is in the way is replaced, a link never
+    followed: the home was the agent's between two turns.
     """
     session.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, text in cli.files(known or session).items():
@@ -153,10 +154,12 @@ def _write(home: Path, name: str, data: bytes) -> None:
     path = home
     for part in Path(name).parts[:-1]:
         path /= part
-        if path.is_symlink():
-            path.unlink()
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
     path = home / name
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
